@@ -1,0 +1,36 @@
+//! The command line (kept stable: tools and tests depend on it). One subcommand a file.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// An eBPF service proxy for Kubernetes: replaces kube-proxy on a node, beside any CNI.
+#[derive(Debug, Parser)]
+#[command(name = "proxy-agent", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// How a listing is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A table for people
+    Table,
+    /// JSON
+    Json,
+    /// YAML
+    Yaml,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {}
+
+impl Cli {
+    /// Runs the subcommand.
+    ///
+    /// # Errors
+    /// Whatever stops the subcommand, with the object and the reason named.
+    pub fn run(self) -> Result<()> {
+        match self.command {}
+    }
+}

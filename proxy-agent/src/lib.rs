@@ -1,0 +1,9 @@
+//! The node agent as a library: `source -> model -> plan -> dataplane`, and the command line over it.
+//!
+//! Data flows one way; no room knows the one before it. See ARCHITECTURE.md.
+
+pub mod cli;
+pub mod dataplane;
+pub mod model;
+pub mod plan;
+pub mod source;

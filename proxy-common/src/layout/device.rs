@@ -1,0 +1,29 @@
+//! Table `devices`: the edges of the node, by interface index.
+
+use super::plain;
+
+/// What the datapath must know of an edge.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Device {
+    /// IPv4 address that masqueraded packets leaving here get; all zero if none
+    pub masquerade_v4: [u8; 4],
+    /// IPv6 address that masqueraded packets leaving here get; all zero if none
+    pub masquerade_v6: [u8; 16],
+    /// One of [`role`]
+    pub role: u32,
+}
+
+/// Values of [`Device::role`].
+pub mod role {
+    /// The host side of a pod's interface
+    pub const POD: u32 = 1;
+    /// A way to other nodes and clients
+    pub const UPLINK: u32 = 2;
+    /// A tunnel to other nodes
+    pub const OVERLAY: u32 = 3;
+}
+
+plain! {
+    Device = 24;
+}

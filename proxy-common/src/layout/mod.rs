@@ -1,0 +1,173 @@
+//! What stands in the BPF maps: key and value types, one file a table, and the list of all tables.
+//!
+//! Everything here is `#[repr(C)]` without padding, holds only integers and byte arrays, and is asserted in size, so
+//! that both sides and `bpftool` agree on it. Ports are in host byte order and addresses are byte arrays in network
+//! order: that is how `bpftool map dump` prints them readably.
+//!
+//! Invariant: this room knows nothing else. Whoever changes a type here raises [`VERSION`].
+
+mod counter;
+mod device;
+mod filter;
+mod flow;
+mod service;
+mod settings;
+mod slot;
+
+pub use counter::{Counter, ServiceCounter};
+pub use device::{Device, role};
+pub use filter::{FILTER_WORDS, filter_bit};
+pub use flow::{EGRESS, FlowKey, FlowValue, INGRESS, flow_flags, history};
+pub use service::{AFFINITY_NONE, ServiceKey, ServiceName, ServiceValue, service_flags};
+pub use settings::{Settings, TICK_SHIFT, Timeouts};
+pub use slot::{Backend, SlotKey};
+
+/// Version of all layouts together; part of the pin directory's name.
+pub const VERSION: u32 = 1;
+
+mod private {
+    /// Keeps [`super::Plain`] and [`super::AddressBytes`] to the types of this room.
+    pub trait Sealed {}
+}
+
+/// An address as the tables hold it: 4 or 16 bytes in network order.
+pub trait AddressBytes: Copy + Eq + core::hash::Hash + core::fmt::Debug + Default + private::Sealed + 'static {
+    /// The bytes, most significant first.
+    fn as_bytes(&self) -> &[u8];
+}
+
+impl private::Sealed for [u8; 4] {}
+impl private::Sealed for [u8; 16] {}
+impl AddressBytes for [u8; 4] {
+    fn as_bytes(&self) -> &[u8] {
+        self
+    }
+}
+impl AddressBytes for [u8; 16] {
+    fn as_bytes(&self) -> &[u8] {
+        self
+    }
+}
+
+/// A table type: any bit pattern is a value of it and it has no padding, so it may cross into the kernel as bytes.
+pub trait Plain: Copy + private::Sealed + 'static {}
+
+/// Declares table types plain and asserts that their size is the sum of their fields.
+macro_rules! plain {
+    ($($type:ty = $size:expr;)*) => {
+        $(
+            impl crate::layout::private::Sealed for $type {}
+            impl crate::layout::Plain for $type {}
+            const _: () = assert!(size_of::<$type>() == $size, "a table type has padding or changed its size");
+        )*
+    };
+}
+pub(crate) use plain;
+
+plain! {
+    u32 = 4;
+    u64 = 8;
+}
+
+/// Kind of a BPF map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableKind {
+    /// `BPF_MAP_TYPE_HASH`, preallocated: written by the programs
+    Hash,
+    /// `BPF_MAP_TYPE_HASH` with `BPF_F_NO_PREALLOC`: written by the agent only, so memory follows use
+    SparseHash,
+    /// `BPF_MAP_TYPE_ARRAY`
+    Array,
+    /// `BPF_MAP_TYPE_PERCPU_ARRAY`
+    PerCpuArray,
+}
+
+/// One pinned table: its name (map name and pin file name) and shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableSpec {
+    /// Name of map and pin file, at most 15 characters (the kernel's limit)
+    pub name: &'static str,
+    /// Kind of map
+    pub kind: TableKind,
+    /// Size of a key in bytes
+    pub key_size: u32,
+    /// Size of a value in bytes
+    pub value_size: u32,
+    /// Entries in the table unless a flag says otherwise
+    pub max_entries: u32,
+}
+
+const fn table<K, V>(name: &'static str, kind: TableKind, max_entries: u32) -> TableSpec {
+    assert!(name.len() <= 15, "the kernel cuts map names to 15 characters");
+    assert!(size_of::<K>() < u32::MAX as usize && size_of::<V>() < u32::MAX as usize);
+    #[expect(clippy::cast_possible_truncation, reason = "asserted above")]
+    TableSpec {
+        name,
+        kind,
+        key_size: size_of::<K>() as u32,
+        value_size: size_of::<V>() as u32,
+        max_entries,
+    }
+}
+
+/// Default size of the tables of services, slots and names.
+pub const MAX_SERVICES: u32 = 65_536;
+/// Default number of endpoints in all endpoint sets of one family.
+pub const MAX_SLOTS: u32 = 524_288;
+/// Default number of flow entries of one family; a connection takes two, a masqueraded one four.
+pub const MAX_FLOWS: u32 = 524_288;
+
+/// All tables, by name.
+pub mod tables {
+    use super::{
+        Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, MAX_FLOWS, MAX_SERVICES, MAX_SLOTS, ServiceCounter,
+        ServiceKey, ServiceName, ServiceValue, SlotKey, TableKind, TableSpec, table,
+    };
+
+    /// IPv4 frontends
+    pub const SERVICES_V4: TableSpec =
+        table::<ServiceKey<[u8; 4]>, ServiceValue>("services_v4", TableKind::SparseHash, MAX_SERVICES);
+    /// IPv6 frontends
+    pub const SERVICES_V6: TableSpec =
+        table::<ServiceKey<[u8; 16]>, ServiceValue>("services_v6", TableKind::SparseHash, MAX_SERVICES);
+    /// IPv4 endpoint sets
+    pub const SLOTS_V4: TableSpec = table::<SlotKey, Backend<[u8; 4]>>("slots_v4", TableKind::SparseHash, MAX_SLOTS);
+    /// IPv6 endpoint sets
+    pub const SLOTS_V6: TableSpec = table::<SlotKey, Backend<[u8; 16]>>("slots_v6", TableKind::SparseHash, MAX_SLOTS);
+    /// IPv4 flows
+    pub const FLOWS_V4: TableSpec =
+        table::<FlowKey<[u8; 4]>, FlowValue<[u8; 4]>>("flows_v4", TableKind::Hash, MAX_FLOWS);
+    /// IPv6 flows
+    pub const FLOWS_V6: TableSpec =
+        table::<FlowKey<[u8; 16]>, FlowValue<[u8; 16]>>("flows_v6", TableKind::Hash, MAX_FLOWS);
+    /// Names of service ports by service id
+    pub const SERVICE_NAMES: TableSpec =
+        table::<u32, ServiceName>("service_names", TableKind::SparseHash, MAX_SERVICES);
+    /// Edges by interface index
+    pub const DEVICES: TableSpec = table::<u32, Device>("devices", TableKind::SparseHash, 16_384);
+    /// Bits of addresses that may be frontends
+    pub const FRONTEND_FILTER: TableSpec = table::<u32, u64>("frontend_filter", TableKind::Array, FILTER_WORDS);
+    /// Bits of addresses that may be backends
+    pub const BACKEND_FILTER: TableSpec = table::<u32, u64>("backend_filter", TableKind::Array, FILTER_WORDS);
+    /// Packets and bytes by reason
+    pub const REASON_COUNTS: TableSpec = table::<u32, Counter>("reason_counts", TableKind::PerCpuArray, 64);
+    /// Connections, packets and bytes by service id
+    pub const SERVICE_COUNTS: TableSpec =
+        table::<u32, ServiceCounter>("service_counts", TableKind::PerCpuArray, MAX_SERVICES);
+
+    /// Every table
+    pub const ALL: [TableSpec; 12] = [
+        SERVICES_V4,
+        SERVICES_V6,
+        SLOTS_V4,
+        SLOTS_V6,
+        FLOWS_V4,
+        FLOWS_V6,
+        SERVICE_NAMES,
+        DEVICES,
+        FRONTEND_FILTER,
+        BACKEND_FILTER,
+        REASON_COUNTS,
+        SERVICE_COUNTS,
+    ];
+}

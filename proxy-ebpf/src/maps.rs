@@ -1,0 +1,52 @@
+//! The maps, BTF-defined so that `bpftool map dump` shows field names. Shapes and names are those of
+//! `proxy_common::layout::tables`; the loader checks that they agree.
+
+use aya_ebpf::{
+    Global,
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, PerCpuArray},
+    macros::btf_map,
+};
+use proxy_common::layout::{
+    Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, MAX_FLOWS, MAX_SERVICES, MAX_SLOTS, ServiceCounter,
+    ServiceKey, ServiceName, ServiceValue, Settings, SlotKey,
+};
+
+/// Memory follows use: these are written by the agent only.
+const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map(name = "services_v4")]
+pub static SERVICES_V4: HashMap<ServiceKey<[u8; 4]>, ServiceValue, { MAX_SERVICES as usize }, SPARSE> = HashMap::new();
+#[btf_map(name = "services_v6")]
+pub static SERVICES_V6: HashMap<ServiceKey<[u8; 16]>, ServiceValue, { MAX_SERVICES as usize }, SPARSE> = HashMap::new();
+
+#[btf_map(name = "slots_v4")]
+pub static SLOTS_V4: HashMap<SlotKey, Backend<[u8; 4]>, { MAX_SLOTS as usize }, SPARSE> = HashMap::new();
+#[btf_map(name = "slots_v6")]
+pub static SLOTS_V6: HashMap<SlotKey, Backend<[u8; 16]>, { MAX_SLOTS as usize }, SPARSE> = HashMap::new();
+
+#[btf_map(name = "flows_v4")]
+pub static FLOWS_V4: HashMap<FlowKey<[u8; 4]>, FlowValue<[u8; 4]>, { MAX_FLOWS as usize }> = HashMap::new();
+#[btf_map(name = "flows_v6")]
+pub static FLOWS_V6: HashMap<FlowKey<[u8; 16]>, FlowValue<[u8; 16]>, { MAX_FLOWS as usize }> = HashMap::new();
+
+/// Written and read by the agent only; lives here so that it is pinned and typed like the others.
+#[btf_map(name = "service_names")]
+pub static SERVICE_NAMES: HashMap<u32, ServiceName, { MAX_SERVICES as usize }, SPARSE> = HashMap::new();
+
+#[btf_map(name = "devices")]
+pub static DEVICES: HashMap<u32, Device, 16_384, SPARSE> = HashMap::new();
+
+#[btf_map(name = "frontend_filter")]
+pub static FRONTEND_FILTER: Array<u64, { FILTER_WORDS as usize }> = Array::new();
+#[btf_map(name = "backend_filter")]
+pub static BACKEND_FILTER: Array<u64, { FILTER_WORDS as usize }> = Array::new();
+
+#[btf_map(name = "reason_counts")]
+pub static REASON_COUNTS: PerCpuArray<Counter, 64> = PerCpuArray::new();
+#[btf_map(name = "service_counts")]
+pub static SERVICE_COUNTS: PerCpuArray<ServiceCounter, { MAX_SERVICES as usize }> = PerCpuArray::new();
+
+/// Read-only settings, overridden by the loader.
+#[unsafe(no_mangle)]
+pub static SETTINGS: Global<Settings> = Global::new(Settings::DEFAULT);
