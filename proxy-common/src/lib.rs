@@ -4,4 +4,6 @@
 //! with byte buffers and in-memory tables. See ARCHITECTURE.md.
 #![cfg_attr(not(test), no_std)]
 
+pub mod datapath;
 pub mod layout;
+pub mod packet;

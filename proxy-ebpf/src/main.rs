@@ -1,24 +1,104 @@
 //! The kernel programs: entry points of a few lines over the datapath of `proxy-common`.
+#![feature(asm_experimental_arch)]
 #![no_std]
 #![no_main]
 
+mod environment;
 mod maps;
+mod settings;
+mod skb;
+mod tables;
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
+use proxy_common::{
+    datapath::{self, Outcome, Tables, Verdict},
+    packet::{Family, V4, V6},
+};
 
-/// tcx: continue with the next program, or with the stack (`include/uapi/linux/bpf.h`, `enum tcx_action_base`).
+use crate::{environment::Kernel, skb::Skb, tables::Maps};
+
+/// Continue with the next program, or with the stack (`TCX_NEXT`, `TC_ACT_UNSPEC`): other owners' programs still run.
 const NEXT: i32 = -1;
+/// Drop the packet (`TCX_DROP`, `TC_ACT_SHOT`).
+const DROP: i32 = 2;
 
+/// Length of an Ethernet header.
+const ETHERNET: usize = 14;
+/// `ETH_P_IP` and `ETH_P_IPV6` in network byte order, as `__sk_buff.protocol` has them.
+const IPV4: u32 = 0x0800_u16.to_be() as u32;
+const IPV6: u32 = 0x86dd_u16.to_be() as u32;
+
+/// Ingress of an edge with Ethernet headers.
 #[classifier]
-pub fn ingress(_context: TcContext) -> i32 {
-    NEXT
+pub fn ingress(context: TcContext) -> i32 {
+    let skb = context.skb.skb;
+    match protocol(skb) {
+        IPV4 => ingress_of(skb, V4),
+        IPV6 => ingress_of(skb, V6),
+        _ => NEXT,
+    }
 }
 
+/// Egress of an edge with Ethernet headers.
 #[classifier]
-pub fn egress(_context: TcContext) -> i32 {
-    NEXT
+pub fn egress(context: TcContext) -> i32 {
+    let skb = context.skb.skb;
+    match protocol(skb) {
+        IPV4 => egress_of(skb, V4),
+        IPV6 => egress_of(skb, V6),
+        _ => NEXT,
+    }
 }
 
+/// Not inlined, so that the families do not add up on the stack.
+#[inline(never)]
+fn ingress_of<F: Family>(skb: *mut __sk_buff, family: F) -> i32
+where
+    Maps<F>: Tables<F::Address>,
+{
+    action(datapath::ingress::<F, _, _, _>(
+        &mut Skb::<ETHERNET>::new(skb),
+        &Maps(family),
+        &environment(skb),
+    ))
+}
+
+/// Not inlined, so that the families do not add up on the stack.
+#[inline(never)]
+fn egress_of<F: Family>(skb: *mut __sk_buff, family: F) -> i32
+where
+    Maps<F>: Tables<F::Address>,
+{
+    action(datapath::egress::<F, _, _, _>(
+        &mut Skb::<ETHERNET>::new(skb),
+        &Maps(family),
+        &environment(skb),
+    ))
+}
+
+#[inline(always)]
+fn protocol(skb: *mut __sk_buff) -> u32 {
+    // SAFETY: a field of the program's own context.
+    unsafe { (*skb).protocol }
+}
+
+#[inline(always)]
+fn environment(skb: *mut __sk_buff) -> Kernel {
+    // SAFETY: a field of the program's own context.
+    Kernel {
+        device: unsafe { (*skb).ifindex },
+    }
+}
+
+#[inline(always)]
+fn action(outcome: Outcome) -> i32 {
+    match outcome.verdict {
+        Verdict::Continue | Verdict::Rewrite => NEXT,
+        Verdict::Reject | Verdict::Drop => DROP,
+    }
+}
+
+/// Never called: the datapath has no panic, and the build fails if one slips in.
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
     loop {}

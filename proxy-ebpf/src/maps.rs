@@ -2,14 +2,13 @@
 //! `proxy_common::layout::tables`; the loader checks that they agree.
 
 use aya_ebpf::{
-    Global,
     bindings::BPF_F_NO_PREALLOC,
     btf_maps::{Array, HashMap, PerCpuArray},
     macros::btf_map,
 };
 use proxy_common::layout::{
     Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, MAX_FLOWS, MAX_SERVICES, MAX_SLOTS, ServiceCounter,
-    ServiceKey, ServiceName, ServiceValue, Settings, SlotKey,
+    ServiceKey, ServiceName, ServiceValue, SlotKey,
 };
 
 /// Memory follows use: these are written by the agent only.
@@ -46,7 +45,3 @@ pub static BACKEND_FILTER: Array<u64, { FILTER_WORDS as usize }> = Array::new();
 pub static REASON_COUNTS: PerCpuArray<Counter, 64> = PerCpuArray::new();
 #[btf_map(name = "service_counts")]
 pub static SERVICE_COUNTS: PerCpuArray<ServiceCounter, { MAX_SERVICES as usize }> = PerCpuArray::new();
-
-/// Read-only settings, overridden by the loader.
-#[unsafe(no_mangle)]
-pub static SETTINGS: Global<Settings> = Global::new(Settings::DEFAULT);

@@ -1,6 +1,8 @@
 //! Tables `frontend_filter` and `backend_filter`: one bit for each address hash, so that packets of no service cost no
 //! hash lookup. A clear bit means "certainly not"; a set one means "look it up".
 
+use super::AddressBytes;
+
 /// Number of 64-bit words in a filter: 2^20 bits, 128 KiB.
 pub const FILTER_WORDS: u32 = 1 << 14;
 
@@ -8,32 +10,9 @@ pub const FILTER_WORDS: u32 = 1 << 14;
 ///
 /// Multiplicative hashing (Knuth, TAOCP 3, 6.4): the top bits depend on all bits of the address.
 #[inline(always)]
-pub fn filter_bit<A: FilterHash>(address: &A) -> (u32, u64) {
+pub fn filter_bit<A: AddressBytes>(address: &A) -> (u32, u64) {
     let hash = (address.fold().wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 44) as u32;
     (hash >> 6, 1 << (hash & 63))
-}
-
-/// Addresses that a filter can hold.
-pub trait FilterHash {
-    /// Mixes the address into 64 bits.
-    fn fold(&self) -> u64;
-}
-
-impl FilterHash for [u8; 4] {
-    #[inline(always)]
-    fn fold(&self) -> u64 {
-        u64::from(u32::from_be_bytes(*self))
-    }
-}
-
-impl FilterHash for [u8; 16] {
-    #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
-    fn fold(&self) -> u64 {
-        let value = u128::from_be_bytes(*self);
-        let (high, low) = ((value >> 64) as u64, value as u64);
-        high.wrapping_mul(0xFF51_AFD7_ED55_8CCD).rotate_left(32) ^ low
-    }
 }
 
 #[cfg(test)]

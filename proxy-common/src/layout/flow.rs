@@ -8,7 +8,7 @@ pub const INGRESS: u8 = 0;
 pub const EGRESS: u8 = 1;
 
 /// A packet as the hook sees it, before it is rewritten.
-#[repr(C, align(4))]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowKey<A> {
     /// Source address, network byte order

@@ -34,18 +34,38 @@ mod private {
 pub trait AddressBytes: Copy + Eq + core::hash::Hash + core::fmt::Debug + Default + private::Sealed + 'static {
     /// The bytes, most significant first.
     fn as_bytes(&self) -> &[u8];
+
+    /// Mixes the address into 64 bits, for hashing.
+    fn fold(&self) -> u64;
 }
 
 impl private::Sealed for [u8; 4] {}
 impl private::Sealed for [u8; 16] {}
+
 impl AddressBytes for [u8; 4] {
     fn as_bytes(&self) -> &[u8] {
         self
     }
+
+    #[inline(always)]
+    fn fold(&self) -> u64 {
+        u64::from(u32::from_be_bytes(*self))
+    }
 }
+
 impl AddressBytes for [u8; 16] {
     fn as_bytes(&self) -> &[u8] {
         self
+    }
+
+    #[inline(always)]
+    fn fold(&self) -> u64 {
+        let [high, low] = [0, 8].map(|at| {
+            let mut half = [0; 8];
+            half.copy_from_slice(&self[at..at + 8]);
+            u64::from_be_bytes(half)
+        });
+        high.wrapping_mul(0xFF51_AFD7_ED55_8CCD).rotate_left(32) ^ low
     }
 }
 

@@ -1,0 +1,180 @@
+//! The two hooks of an edge: packets enter the node's stack through ingress and leave it through egress.
+//!
+//! The established path is here, inlined; whatever else a packet needs is a call away.
+
+use super::{
+    Environment, FlowHandle as _, Outcome, Reason, Tables, direct::direct, first::first_packet, translate::translate,
+    upkeep,
+};
+use crate::{
+    layout::{EGRESS, FlowKey, FlowValue, INGRESS, flow_flags},
+    packet::{Family, Packet, Side, Skip, Transport},
+};
+
+impl From<Skip> for Reason {
+    #[inline(always)]
+    fn from(skip: Skip) -> Self {
+        match skip {
+            Skip::Malformed => Self::Malformed,
+            Skip::Fragment => Self::Fragment,
+            Skip::OtherProtocol => Self::OtherProtocol,
+        }
+    }
+}
+
+/// A packet that enters the node's stack: rewrites its destination from frontend to backend, or from our masquerade
+/// address to the client.
+#[inline(always)]
+pub fn ingress<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+    packet: &mut P,
+    tables: &T,
+    environment: &E,
+) -> Outcome {
+    counted(packet, tables, |packet| {
+        enter::<F, P, T, E>(packet, tables, environment)
+    })
+}
+
+/// [`ingress`] without the counting.
+#[inline(always)]
+fn enter<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+    packet: &mut P,
+    tables: &T,
+    environment: &E,
+) -> Reason {
+    let Some(addresses) = F::addresses(packet) else {
+        return Reason::Malformed;
+    };
+    let frontend = tables.may_be_frontend(&addresses.destination);
+    if !frontend && !tables.may_be_backend(&addresses.destination) {
+        return Reason::Unrelated;
+    }
+    let transport = match F::transport(packet) {
+        Ok(transport) => transport,
+        Err(skip) => return skip.into(),
+    };
+    let key = transport.key(INGRESS, addresses);
+    if !frontend {
+        return direct(tables, &key, transport.tcp_flags);
+    }
+    if let Some(handle) = tables.flow(&key) {
+        let value = handle.value();
+        if !upkeep::is_due(&value, transport.tcp_flags, environment.now()) {
+            return rewrite::<F, P, T>(
+                packet,
+                tables,
+                &transport,
+                Side::Destination,
+                &value,
+                Reason::Established,
+            );
+        }
+    }
+    ingress_slow::<F, P, T, E>(packet, tables, environment, &transport, &key)
+}
+
+/// A packet that leaves the node's stack: rewrites its source from backend to frontend, or from client to our masquerade
+/// address.
+#[inline(always)]
+pub fn egress<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+    packet: &mut P,
+    tables: &T,
+    environment: &E,
+) -> Outcome {
+    counted(packet, tables, |packet| {
+        leave::<F, P, T, E>(packet, tables, environment)
+    })
+}
+
+/// [`egress`] without the counting.
+#[inline(always)]
+fn leave<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+    packet: &mut P,
+    tables: &T,
+    environment: &E,
+) -> Reason {
+    let Some(addresses) = F::addresses(packet) else {
+        return Reason::Malformed;
+    };
+    if !tables.may_be_backend(&addresses.source) && !tables.may_be_backend(&addresses.destination) {
+        return Reason::Unrelated;
+    }
+    let transport = match F::transport(packet) {
+        Ok(transport) => transport,
+        Err(skip) => return skip.into(),
+    };
+    let key = transport.key(EGRESS, addresses);
+    let Some(handle) = tables.flow(&key) else {
+        return Reason::Unrelated;
+    };
+    let value = handle.value();
+    if !upkeep::is_due(&value, transport.tcp_flags, environment.now()) {
+        return rewrite::<F, P, T>(packet, tables, &transport, Side::Source, &value, Reason::Established);
+    }
+    egress_slow::<F, P, T, E>(packet, tables, environment, &transport, &key)
+}
+
+/// Ingress of a packet whose flow is new, or due for upkeep.
+#[inline(never)]
+fn ingress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+    packet: &mut P,
+    tables: &T,
+    environment: &E,
+    transport: &Transport,
+    key: &FlowKey<F::Address>,
+) -> Reason {
+    let mut value = FlowValue::default();
+    let reason = match upkeep::keep::<F, T, E>(tables, environment, key, transport.tcp_flags, &mut value) {
+        Ok(true) => Reason::Established,
+        Ok(false) => match first_packet::<F, T, E>(tables, environment, key, &mut value) {
+            Ok(()) => Reason::NewFlow,
+            Err(reason) => return reason,
+        },
+        Err(reason) => return reason,
+    };
+    rewrite::<F, P, T>(packet, tables, transport, Side::Destination, &value, reason)
+}
+
+/// Egress of a packet whose flow is due for upkeep.
+#[inline(never)]
+fn egress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+    packet: &mut P,
+    tables: &T,
+    environment: &E,
+    transport: &Transport,
+    key: &FlowKey<F::Address>,
+) -> Reason {
+    let mut value = FlowValue::default();
+    match upkeep::keep::<F, T, E>(tables, environment, key, transport.tcp_flags, &mut value) {
+        Ok(true) => rewrite::<F, P, T>(packet, tables, transport, Side::Source, &value, Reason::Established),
+        Ok(false) => Reason::Unrelated,
+        Err(reason) => reason,
+    }
+}
+
+/// Rewrites a packet and counts it for its service port.
+#[inline(always)]
+fn rewrite<F: Family, P: Packet, T: Tables<F::Address>>(
+    packet: &mut P,
+    tables: &T,
+    transport: &Transport,
+    side: Side,
+    value: &FlowValue<F::Address>,
+    reason: Reason,
+) -> Reason {
+    // A masquerade only adds to a flow that its DNAT half has counted.
+    if value.flags & flow_flags::MASQUERADE == 0 {
+        tables.count_service(value.service, u32::from(reason == Reason::NewFlow), packet.length());
+    }
+    translate::<F, P>(packet, transport, side, value).map_or(Reason::RewriteFailed, |()| reason)
+}
+
+/// Decides on a packet and counts it by the reason, unless it is none of ours.
+#[inline(always)]
+fn counted<A, P: Packet, T: Tables<A>>(packet: &mut P, tables: &T, decide: impl FnOnce(&mut P) -> Reason) -> Outcome {
+    let reason = decide(packet);
+    if reason != Reason::Unrelated {
+        tables.count(reason, packet.length());
+    }
+    reason.into()
+}

@@ -1,0 +1,103 @@
+//! The two halves of a flow, and its state.
+
+use crate::layout::{AddressBytes, EGRESS, FlowKey, FlowValue, INGRESS, Timeouts, flow_flags, history};
+use crate::packet::{TCP, checksum};
+
+/// The key of the other half.
+///
+/// One formula serves DNAT and masquerade, both ways. A half at ingress says "from S to D: write R over D"; its twin at
+/// egress says "from R to S: write D over R" - and the reverse.
+#[inline(always)]
+pub fn twin_key<A: AddressBytes>(key: &FlowKey<A>, value: &FlowValue<A>) -> FlowKey<A> {
+    let rewritten = (value.address, value.port);
+    if key.direction == INGRESS {
+        FlowKey::new(EGRESS, key.protocol, rewritten, (key.source, value.other_port))
+    } else {
+        FlowKey::new(INGRESS, key.protocol, (key.destination, value.other_port), rewritten)
+    }
+}
+
+/// The value of the other half, not seen yet.
+#[inline(always)]
+pub fn twin_value<A: AddressBytes>(key: &FlowKey<A>, value: &FlowValue<A>) -> FlowValue<A> {
+    let ((address, port), other_port) = if key.direction == INGRESS {
+        ((key.destination, key.destination_port), key.source_port)
+    } else {
+        ((key.source, key.source_port), key.destination_port)
+    };
+    FlowValue {
+        address,
+        port,
+        other_port,
+        service: value.service,
+        last_seen: value.last_seen,
+        address_difference: checksum::negate(value.address_difference),
+        history: 0,
+        flags: (value.flags & flow_flags::MASQUERADE) | (!value.flags & flow_flags::REPLY),
+    }
+}
+
+/// Whether two values under one key rewrite alike: then they are halves of one flow.
+#[inline(always)]
+pub fn same_rewrite<A: AddressBytes>(one: &FlowValue<A>, other: &FlowValue<A>) -> bool {
+    one.address == other.address && one.port == other.port && one.other_port == other.other_port
+}
+
+/// How far a flow is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum State {
+    /// Not answered yet
+    Opening,
+    /// Packets were seen both ways
+    Established,
+    /// TCP: reset, or closed by both sides
+    Closing,
+}
+
+impl State {
+    /// The state of a flow of an IP protocol by either of its halves and its twin.
+    #[inline(always)]
+    pub fn of<A: AddressBytes>(protocol: u8, half: &FlowValue<A>, twin: Option<&FlowValue<A>>) -> Self {
+        let twin_history = twin.map_or(0, |twin| twin.history);
+        let reply_history = if half.flags & flow_flags::REPLY == 0 {
+            twin_history
+        } else {
+            half.history
+        };
+        let reset = (half.history | twin_history) & history::RST != 0;
+        let closed = half.history & twin_history & history::FIN != 0;
+        if protocol == TCP && (reset || closed) {
+            Self::Closing
+        } else if reply_history & history::SEEN == 0 {
+            Self::Opening
+        } else {
+            Self::Established
+        }
+    }
+
+    /// How long a flow in this state is kept without packets, in ticks.
+    #[inline(always)]
+    pub const fn timeout(self, protocol: u8, timeouts: &Timeouts) -> u32 {
+        match (self, protocol == TCP) {
+            (Self::Opening, true) => timeouts.tcp_opening,
+            (Self::Established, true) => timeouts.tcp_established,
+            (Self::Closing, _) => timeouts.tcp_closing,
+            (Self::Opening, false) => timeouts.udp_opening,
+            (Self::Established, false) => timeouts.udp_established,
+        }
+    }
+}
+
+/// Whether a flow has been without packets for longer than its state allows; `now` in ticks.
+#[inline(always)]
+pub fn is_expired<A: AddressBytes>(
+    protocol: u8,
+    half: &FlowValue<A>,
+    twin: Option<&FlowValue<A>>,
+    now: u32,
+    timeouts: &Timeouts,
+) -> bool {
+    let last_seen = twin.map_or(half.last_seen, |twin| half.last_seen.max(twin.last_seen));
+    // Another CPU may already have written a later tick.
+    now.saturating_sub(last_seen) > State::of(protocol, half, twin).timeout(protocol, timeouts)
+}

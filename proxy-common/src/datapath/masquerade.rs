@@ -1,0 +1,59 @@
+//! Hiding the client from its backend: the source becomes an address of this node, at the backend's edge.
+//!
+//! The first packet's ingress asks for it with an unresolved entry, because only the egress hook knows the device, and
+//! with it the address.
+
+use super::{Environment, InsertError, InsertMode, Reason, Tables, reserve::reserve_twin};
+use crate::{
+    layout::{AddressBytes, EGRESS, FlowKey, FlowValue, flow_flags},
+    packet::Family,
+};
+
+/// Asks for the masquerade of the flow that `key` and `value` (at ingress) open. One that is there already is kept.
+#[inline(never)]
+pub(super) fn request<A: AddressBytes, T: Tables<A>>(
+    tables: &T,
+    key: &FlowKey<A>,
+    value: &FlowValue<A>,
+) -> Result<(), InsertError> {
+    let middle = FlowKey::new(
+        EGRESS,
+        key.protocol,
+        (key.source, value.other_port),
+        (value.address, value.port),
+    );
+    let unresolved = FlowValue {
+        address: key.source,
+        port: value.other_port,
+        other_port: value.port,
+        service: value.service,
+        last_seen: value.last_seen,
+        address_difference: 0,
+        history: 0,
+        flags: flow_flags::MASQUERADE | flow_flags::UNRESOLVED,
+    };
+    match tables.insert_flow(&middle, &unresolved, InsertMode::New) {
+        Ok(()) | Err(InsertError::Exists) => Ok(()),
+        Err(InsertError::Full) => Err(InsertError::Full),
+    }
+}
+
+/// Chooses address and port for an unresolved entry, the client's own port if that is free.
+#[inline(always)]
+pub(super) fn resolve<F: Family, T: Tables<F::Address>, E: Environment>(
+    tables: &T,
+    environment: &E,
+    key: &FlowKey<F::Address>,
+    value: &mut FlowValue<F::Address>,
+) -> Result<(), Reason> {
+    let address = tables
+        .masquerade_address(environment.device())
+        .ok_or(Reason::NoMasqueradeAddress)?;
+    value.address = address;
+    value.address_difference = F::difference(&key.source, &address);
+    value.flags = flow_flags::MASQUERADE;
+    reserve_twin(tables, environment, key, value)?;
+    tables
+        .insert_flow(key, value, InsertMode::Any)
+        .map_err(|_| Reason::FlowTableFull)
+}

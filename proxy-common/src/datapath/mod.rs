@@ -1,0 +1,20 @@
+//! The datapath: what happens to a packet at a hook, generic over the packet, the tables, the environment and the
+//! address family. See ARCHITECTURE.md, "The packet's way".
+//!
+//! Invariants: knows no BPF and no Kubernetes; time and randomness are parameters; nothing here can panic.
+
+mod direct;
+mod edge;
+mod first;
+pub mod flow;
+mod masquerade;
+mod reserve;
+mod tables;
+mod translate;
+mod upkeep;
+mod verdict;
+
+pub use edge::{egress, ingress};
+pub use first::scale;
+pub use tables::{Environment, FlowHandle, InsertError, InsertMode, Tables};
+pub use verdict::{Outcome, Reason, Verdict};

@@ -1,0 +1,95 @@
+//! What a known flow needs now and then: its history, its time, its twin, its masquerade. Off the established path.
+
+use super::{Environment, FlowHandle as _, InsertMode, Reason, Tables, flow, masquerade};
+use crate::{
+    layout::{AddressBytes, FlowKey, FlowValue, flow_flags, history},
+    packet::{Family, opens_connection, tcp_flags},
+};
+
+/// Whether a packet of a known flow must pass through [`keep`] before it is rewritten.
+#[inline(always)]
+pub(super) const fn is_due<A>(value: &FlowValue<A>, flags: u8, now: u32) -> bool {
+    value.last_seen != now
+        || flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) != 0
+        || value.history & history::SEEN == 0
+        || value.flags & (flow_flags::UNRESOLVED | flow_flags::TWIN_REMOVED) != 0
+}
+
+/// Keeps the flow of `key` and puts into `value` how to rewrite the packet; `Ok(false)` if there is none, or if it is
+/// over and this packet opens another.
+#[inline(never)]
+pub(super) fn keep<F: Family, T: Tables<F::Address>, E: Environment>(
+    tables: &T,
+    environment: &E,
+    key: &FlowKey<F::Address>,
+    packet_flags: u8,
+    value: &mut FlowValue<F::Address>,
+) -> Result<bool, Reason> {
+    let Some(handle) = tables.flow(key) else {
+        return Ok(false);
+    };
+    *value = handle.value();
+    if value.flags & flow_flags::UNRESOLVED != 0 {
+        masquerade::resolve::<F, T, E>(tables, environment, key, value)?;
+    } else if !keep_twin(tables, environment, key, value, packet_flags) {
+        tables.remove_flow(key);
+        return Ok(false);
+    }
+    if value.flags & flow_flags::MASQUERADED != 0 && masquerade::request(tables, key, value).is_err() {
+        return Err(Reason::FlowTableFull);
+    }
+    let mut seen = value.history | history::SEEN;
+    if packet_flags & tcp_flags::FIN != 0 {
+        seen |= history::FIN;
+    }
+    if packet_flags & tcp_flags::RST != 0 {
+        seen |= history::RST;
+    }
+    // Looked up anew: resolving replaced the entry.
+    if let Some(handle) = tables.flow(key) {
+        handle.touch(environment.now(), seen);
+        if value.flags & flow_flags::TWIN_REMOVED != 0 {
+            handle.set_flags(value.flags & !flow_flags::TWIN_REMOVED);
+        }
+    }
+    Ok(true)
+}
+
+/// Restores a lost twin. `false` if the flow is over, or another has taken its twin's place.
+#[inline(never)]
+fn keep_twin<A: AddressBytes, T: Tables<A>, E: Environment>(
+    tables: &T,
+    environment: &E,
+    key: &FlowKey<A>,
+    value: &FlowValue<A>,
+    packet_flags: u8,
+) -> bool {
+    let twin_key = flow::twin_key(key, value);
+    let expected = flow::twin_value(key, value);
+    let Some(twin) = tables.flow(&twin_key) else {
+        return !is_over(environment, key, value, None, packet_flags)
+            && tables.insert_flow(&twin_key, &expected, InsertMode::New).is_ok();
+    };
+    let twin = twin.value();
+    if !flow::same_rewrite(&twin, &expected) {
+        return false;
+    }
+    let over = is_over(environment, key, value, Some(&twin), packet_flags);
+    if over {
+        tables.remove_flow(&twin_key);
+    }
+    !over
+}
+
+/// Whether the flow has been too long without packets, or was closed and is opened anew.
+#[inline(always)]
+fn is_over<A: AddressBytes, E: Environment>(
+    environment: &E,
+    key: &FlowKey<A>,
+    value: &FlowValue<A>,
+    twin: Option<&FlowValue<A>>,
+    packet_flags: u8,
+) -> bool {
+    opens_connection(packet_flags) && flow::State::of(key.protocol, value, twin) == flow::State::Closing
+        || flow::is_expired(key.protocol, value, twin, environment.now(), &environment.timeouts())
+}

@@ -1,0 +1,115 @@
+//! What the datapath decided, and why.
+
+use core::fmt;
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Goes on as it is
+    Continue,
+    /// Goes on, rewritten
+    Rewrite,
+    /// Refused: the sender is to be told
+    Reject,
+    /// Dropped silently
+    Drop,
+}
+
+/// A verdict and its reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// What becomes of the packet
+    pub verdict: Verdict,
+    /// Why
+    pub reason: Reason,
+}
+
+/// Declares the reasons: number, verdict and text of each.
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])* $name:ident = $number:literal, $verdict:ident, $text:literal;)*) => {
+        /// Why a packet got its verdict: the index into table `reason_counts`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u32)]
+        pub enum Reason {
+            $($(#[doc = $doc])* $name = $number,)*
+        }
+
+        impl Reason {
+            /// Every reason, by number.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The verdict that goes with the reason.
+            #[inline(always)]
+            pub const fn verdict(self) -> Verdict {
+                match self {
+                    $(Self::$name => Verdict::$verdict,)*
+                }
+            }
+        }
+
+        impl fmt::Display for Reason {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $(Self::$name => $text,)*
+                })
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The addresses are those of no frontend and no flow: the usual case, not counted
+    Unrelated = 0, Continue, "not traffic of a Service";
+    /// A packet of a known flow
+    Established = 1, Rewrite, "known flow, rewritten";
+    /// The first packet of a flow
+    NewFlow = 2, Rewrite, "new flow to a chosen endpoint";
+    /// Truncated, or headers that cannot be
+    Malformed = 3, Continue, "malformed packet, passed untouched";
+    /// A fragment
+    Fragment = 4, Continue, "fragment, passed untouched";
+    /// ICMP and others
+    OtherProtocol = 5, Continue, "neither TCP nor UDP, passed untouched";
+    /// The address is a frontend's or the node's, the port is not
+    NoFrontend = 6, Continue, "no frontend has this address, port and protocol";
+    /// A client uses directly the ports of an old flow, which ends by that
+    FlowRetired = 7, Continue, "direct connection, an old flow of its ports was retired";
+    /// behaviour.md 4.1
+    NoEndpoints = 8, Reject, "the service port has no endpoints";
+    /// behaviour.md 4.2
+    NoLocalEndpoints = 9, Drop, "the service port has no endpoints on this node and its policy is Local";
+    /// The service entry names an endpoint that its set doesn't hold
+    EndpointMissing = 10, Drop, "the endpoint set is incomplete";
+    /// No room for another flow
+    FlowTableFull = 11, Drop, "the flow table is full";
+    /// Every port tried for a colliding flow is in use
+    PortsExhausted = 12, Drop, "no free port for the flow";
+    /// The device has no address of the family
+    NoMasqueradeAddress = 13, Drop, "the device has no address to masquerade with";
+    /// The packet could not be written
+    RewriteFailed = 14, Drop, "the packet could not be rewritten";
+}
+
+impl From<Reason> for Outcome {
+    #[inline(always)]
+    fn from(reason: Reason) -> Self {
+        Self {
+            verdict: reason.verdict(),
+            reason,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::tables::REASON_COUNTS;
+
+    #[test]
+    fn reasons_are_numbered_in_order_and_fit_their_table() {
+        for (number, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, number);
+        }
+        assert!(Reason::ALL.len() <= REASON_COUNTS.max_entries as usize);
+    }
+}

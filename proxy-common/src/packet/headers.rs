@@ -1,0 +1,109 @@
+//! What the datapath reads of a packet's headers.
+
+use super::{Packet, View as _};
+use crate::layout::{AddressBytes, FlowKey};
+
+/// IP protocol number of TCP (IANA).
+pub const TCP: u8 = 6;
+/// IP protocol number of UDP (IANA).
+pub const UDP: u8 = 17;
+
+/// TCP control bits (RFC 9293, 3.1).
+pub mod tcp_flags {
+    /// No more data from the sender
+    pub const FIN: u8 = 1;
+    /// Synchronise sequence numbers
+    pub const SYN: u8 = 2;
+    /// Reset the connection
+    pub const RST: u8 = 4;
+    /// The acknowledgment field is significant
+    pub const ACK: u8 = 16;
+}
+
+/// Whether these [`tcp_flags`] open a connection: SYN without ACK.
+#[inline(always)]
+pub const fn opens_connection(flags: u8) -> bool {
+    flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
+}
+
+/// Why a packet's headers are not for the datapath: it passes untouched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Skip {
+    /// Shorter than its headers say, or with headers that cannot be
+    Malformed,
+    /// A fragment: only the first holds ports
+    Fragment,
+    /// No protocol with ports that we know
+    OtherProtocol,
+}
+
+/// Source and destination address of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses<A> {
+    /// Source address
+    pub source: A,
+    /// Destination address
+    pub destination: A,
+}
+
+/// The transport header of a packet that can be translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transport {
+    /// Offset of the header
+    pub offset: usize,
+    /// Source port, host byte order
+    pub source_port: u16,
+    /// Destination port, host byte order
+    pub destination_port: u16,
+    /// [`TCP`] or [`UDP`]
+    pub protocol: u8,
+    /// Bits of [`tcp_flags`]; 0 for UDP
+    pub tcp_flags: u8,
+}
+
+impl Transport {
+    /// Reads the transport header at `offset`.
+    #[inline(always)]
+    pub fn read<P: Packet>(packet: &P, protocol: u8, offset: usize) -> Result<Self, Skip> {
+        let (ports, tcp_flags) = match protocol {
+            TCP => {
+                let header = packet.view::<20>(offset).ok_or(Skip::Malformed)?;
+                // The data offset counts 32-bit words; the header has at least five.
+                let [data_offset, flags] = header.load(12);
+                if data_offset < 5 << 4 {
+                    return Err(Skip::Malformed);
+                }
+                (header.load::<4>(0), flags)
+            }
+            UDP => (packet.view::<8>(offset).ok_or(Skip::Malformed)?.load::<4>(0), 0),
+            _ => return Err(Skip::OtherProtocol),
+        };
+        let ports = u32::from_be_bytes(ports);
+        #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
+        let (source_port, destination_port) = ((ports >> 16) as u16, ports as u16);
+        Ok(Self {
+            offset,
+            source_port,
+            destination_port,
+            protocol,
+            tcp_flags,
+        })
+    }
+
+    /// The key of this packet at a hook.
+    #[inline(always)]
+    pub const fn key<A: AddressBytes>(&self, direction: u8, addresses: Addresses<A>) -> FlowKey<A> {
+        FlowKey::new(
+            direction,
+            self.protocol,
+            (addresses.source, self.source_port),
+            (addresses.destination, self.destination_port),
+        )
+    }
+
+    /// Offset of the checksum.
+    #[inline(always)]
+    pub const fn checksum_offset(&self) -> usize {
+        self.offset + if self.protocol == TCP { 16 } else { 6 }
+    }
+}

@@ -1,0 +1,75 @@
+//! Packets as the datapath sees them: bytes from the network header on, header fields, checksums, address families.
+//!
+//! Invariant: knows no tables.
+
+mod buffer;
+pub mod checksum;
+mod family;
+mod headers;
+
+pub use buffer::BufferPacket;
+pub use family::{Family, V4, V6};
+pub use headers::{Addresses, Skip, TCP, Transport, UDP, opens_connection, tcp_flags};
+
+/// Which side of a packet is rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Destination address and port
+    Destination,
+    /// Source address and port
+    Source,
+}
+
+/// Access to one packet. Offsets count bytes from the start of the network header.
+pub trait Packet {
+    /// What [`Packet::view`] gives
+    type View<'a>: View
+    where
+        Self: 'a;
+    /// What [`Packet::view_mut`] gives
+    type ViewMut<'a>: ViewMut
+    where
+        Self: 'a;
+
+    /// The `N` bytes at `offset`; `None` when the packet ends before.
+    fn view<const N: usize>(&self, offset: usize) -> Option<Self::View<'_>>;
+
+    /// The `N` bytes at `offset` to write; `None` when the packet ends before.
+    fn view_mut<const N: usize>(&mut self, offset: usize) -> Option<Self::ViewMut<'_>>;
+
+    /// Bytes in the packet, from the network header on.
+    fn length(&self) -> u32;
+
+    /// Corrects the transport checksum after a rewrite of addresses and ports, whatever state of completion it is in.
+    ///
+    /// `None` when the packet could not be written; it must then be dropped, for it is half rewritten.
+    fn update_transport_checksum(&mut self, change: &ChecksumChange) -> Option<()>;
+}
+
+/// Bytes of a packet, bounds checked once: a load beyond the `N` of [`Packet::view`] is a bug (in the kernel the verifier
+/// refuses it, in user space it panics).
+pub trait View {
+    /// `L` bytes at `at`; `L` is 1, 2, 4, 8 or 16.
+    fn load<const L: usize>(&self, at: usize) -> [u8; L];
+}
+
+/// Bytes of a packet to write, bounds checked once as in [`View`].
+pub trait ViewMut {
+    /// Writes `L` bytes at `at`; `L` is 1, 2, 4, 8 or 16.
+    fn store<const L: usize>(&mut self, at: usize, bytes: [u8; L]);
+}
+
+/// What a rewrite did to a transport checksum.
+#[derive(Clone, Copy, Debug)]
+pub struct ChecksumChange {
+    /// Offset of the checksum
+    pub offset: usize,
+    /// [`checksum::difference`] of the addresses: part of the pseudo header
+    pub addresses: u16,
+    /// [`checksum::difference`] of the ports: part of the transport header
+    pub ports: u16,
+    /// UDP: a checksum of 0 means none (RFC 768)
+    pub zero_is_none: bool,
+    /// The pseudo header is that of IPv6 (RFC 8200, 8.1)
+    pub ipv6: bool,
+}

@@ -1,0 +1,21 @@
+//! Read-only settings, set by the loader before the programs are verified: the verifier treats them as constants.
+
+use proxy_common::layout::{Settings, Timeouts};
+
+/// Overridden by the loader.
+#[unsafe(no_mangle)]
+static SETTINGS: Settings = Settings::DEFAULT;
+
+/// Flow timeouts.
+#[inline(always)]
+pub fn timeouts() -> Timeouts {
+    // SAFETY: a read of a valid static; volatile because the loader changes what the compiler saw.
+    unsafe { core::ptr::read_volatile(&raw const SETTINGS.timeouts) }
+}
+
+/// `BPF_F_IPV6`, or 0 where the kernel doesn't know it.
+#[inline(always)]
+pub fn ipv6_checksum_flag() -> u32 {
+    // SAFETY: as above.
+    unsafe { core::ptr::read_volatile(&raw const SETTINGS.ipv6_checksum_flag) }
+}

@@ -1,0 +1,214 @@
+//! A socket buffer as the datapath's packet.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    helpers::generated::{bpf_csum_update, bpf_l4_csum_replace, bpf_skb_pull_data},
+};
+use core::{arch::asm, marker::PhantomData};
+use proxy_common::packet::{ChecksumChange, Packet, View, ViewMut, checksum};
+
+use crate::settings;
+
+/// Longest distance from the network header that is read: bounds what the verifier must consider. Extension headers
+/// can be longer in theory; such a packet counts as malformed.
+const MAX_OFFSET: usize = 0x3fff;
+
+/// Bytes pulled into the linear part at once: Ethernet, IPv6, a few extension headers, TCP.
+const LINEAR: u32 = 128;
+
+/// Checked bytes of a packet: an address that the verifier knows the range of.
+///
+/// Loads and stores are single instructions. Rust would split them into bytes, for headers are not aligned and the BPF
+/// target knows no unaligned access; packet memory allows it (the verifier refuses it where the machine doesn't).
+pub struct Bytes<'a>(usize, PhantomData<&'a ()>);
+
+/// A load of `L` bytes into the register `$value`.
+macro_rules! load {
+    ($type:ident, $name:literal, $address:expr) => {{
+        let value: u64;
+        // SAFETY: a plain load in the range that was checked; the verifier checks it again.
+        unsafe {
+            asm!(
+                concat!("{value} = *(", $name, " *)({address} + 0)"),
+                value = out(reg) value, address = in(reg) $address, options(pure, readonly, nostack, preserves_flags)
+            );
+        };
+        (value as $type).to_ne_bytes()
+    }};
+}
+
+/// A store of a register.
+macro_rules! store {
+    ($type:ident, $name:literal, $address:expr, $bytes:expr) => {{
+        let value = u64::from($type::from_ne_bytes($bytes));
+        // SAFETY: a plain store in the range that was checked; the verifier checks it again.
+        unsafe {
+            asm!(
+                concat!("*(", $name, " *)({address} + 0) = {value}"),
+                value = in(reg) value, address = in(reg) $address, options(nostack, preserves_flags)
+            );
+        };
+    }};
+}
+
+/// The first `N` of `L` bytes.
+#[inline(always)]
+fn part<const L: usize, const N: usize>(bytes: [u8; L], at: usize) -> [u8; N] {
+    let mut part = [0; N];
+    part.copy_from_slice(&bytes[at..at + N]);
+    part
+}
+
+impl View for Bytes<'_> {
+    #[inline(always)]
+    fn load<const L: usize>(&self, at: usize) -> [u8; L] {
+        const { assert!(matches!(L, 1 | 2 | 4 | 8 | 16), "no such access") };
+        let address = self.0 + at;
+        match L {
+            1 => part(load!(u8, "u8", address), 0),
+            2 => part(load!(u16, "u16", address), 0),
+            4 => part(load!(u32, "u32", address), 0),
+            8 => part(load!(u64, "u64", address), 0),
+            _ => {
+                let mut bytes = [0; L];
+                bytes[..8].copy_from_slice(&load!(u64, "u64", address));
+                bytes[8..].copy_from_slice(&load!(u64, "u64", address + 8));
+                bytes
+            }
+        }
+    }
+}
+
+impl ViewMut for Bytes<'_> {
+    #[inline(always)]
+    fn store<const L: usize>(&mut self, at: usize, bytes: [u8; L]) {
+        const { assert!(matches!(L, 1 | 2 | 4 | 8 | 16), "no such access") };
+        let address = self.0 + at;
+        match L {
+            1 => store!(u8, "u8", address, part(bytes, 0)),
+            2 => store!(u16, "u16", address, part(bytes, 0)),
+            4 => store!(u32, "u32", address, part(bytes, 0)),
+            8 => store!(u64, "u64", address, part(bytes, 0)),
+            _ => {
+                store!(u64, "u64", address, part(bytes, 0));
+                store!(u64, "u64", address + 8, part(bytes, 8));
+            }
+        }
+    }
+}
+
+/// A packet at a tc hook of a device whose link-layer header is `LINK` bytes long.
+pub struct Skb<const LINK: usize> {
+    skb: *mut __sk_buff,
+}
+
+impl<const LINK: usize> Skb<LINK> {
+    /// Wraps the context of a classifier program and makes its headers readable.
+    #[inline(always)]
+    pub fn new(skb: *mut __sk_buff) -> Self {
+        let packet = Self { skb };
+        // Ethernet + IPv4 + TCP must be in the linear part; nearly always they are.
+        if packet.view::<40>(0).is_none() {
+            // SAFETY: a helper call on the program's own context. Failure leaves the packet as short as it was, which
+            // every access checks.
+            unsafe { bpf_skb_pull_data(skb, LINEAR.min((*skb).len)) };
+        }
+        packet
+    }
+
+    /// Start and end of the linear part.
+    #[inline(always)]
+    fn linear(&self) -> (usize, usize) {
+        // SAFETY: fields of the program's own context; the verifier turns them into packet pointers.
+        unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) }
+    }
+
+    /// Address of `N` bytes at `offset`, if the linear part holds them.
+    #[inline(always)]
+    fn address<const N: usize>(&self, offset: usize) -> Option<usize> {
+        const { assert!(N >= 2, "the verifier learns nothing from a check of one byte") };
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        let (data, end) = self.linear();
+        let start = data + LINK + offset;
+        (start + N <= end).then_some(start)
+    }
+
+    /// Calls `bpf_l4_csum_replace` for a difference.
+    #[inline(always)]
+    fn replace(&self, offset: usize, difference: u16, flags: u64) -> Option<()> {
+        // SAFETY: a helper call on the program's own context; size 0 means that `to` is a difference.
+        let error = unsafe { bpf_l4_csum_replace(self.skb, (LINK + offset) as u32, 0, difference.into(), flags) };
+        (error == 0).then_some(())
+    }
+}
+
+impl<const LINK: usize> Packet for Skb<LINK> {
+    type View<'a> = Bytes<'a>;
+    type ViewMut<'a> = Bytes<'a>;
+
+    #[inline(always)]
+    fn view<const N: usize>(&self, offset: usize) -> Option<Bytes<'_>> {
+        self.address::<N>(offset).map(|address| Bytes(address, PhantomData))
+    }
+
+    #[inline(always)]
+    fn view_mut<const N: usize>(&mut self, offset: usize) -> Option<Bytes<'_>> {
+        self.address::<N>(offset).map(|address| Bytes(address, PhantomData))
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: a field of the program's own context.
+        unsafe { (*self.skb).len }.wrapping_sub(LINK as u32)
+    }
+
+    /// With one helper call where two would be usual: the helper knows whether the checksum is complete or partial
+    /// (`CHECKSUM_PARTIAL`), which programs cannot see, and its effect tells it: only a complete one also covers the ports.
+    #[inline(always)]
+    fn update_transport_checksum(&mut self, change: &ChecksumChange) -> Option<()> {
+        let before = u16::from_ne_bytes(self.view::<2>(change.offset)?.load(0));
+        if change.zero_is_none && before == 0 {
+            return Some(());
+        }
+        let mangled = if change.zero_is_none {
+            u64::from(BPF_F_MARK_MANGLED_0)
+        } else {
+            0
+        };
+        if change.addresses == 0 {
+            // Nothing to tell it by.
+            return if change.ports == 0 {
+                Some(())
+            } else {
+                self.replace(change.offset, change.ports, mangled)
+            };
+        }
+        let ipv6 = if change.ipv6 {
+            u64::from(settings::ipv6_checksum_flag())
+        } else {
+            0
+        };
+        self.replace(
+            change.offset,
+            change.addresses,
+            u64::from(BPF_F_PSEUDO_HDR) | mangled | ipv6,
+        )?;
+        if change.ipv6 && ipv6 == 0 {
+            // An older kernel believes that the header has a checksum which makes up for the addresses.
+            // SAFETY: a helper call on the program's own context; it fails harmlessly unless CHECKSUM_COMPLETE.
+            unsafe { bpf_csum_update(self.skb, change.addresses.into()) };
+        }
+        if change.ports == 0 {
+            return Some(());
+        }
+        let zero = |sum: u16| if change.zero_is_none && sum == 0 { 0xffff } else { sum };
+        let mut field = self.view_mut::<2>(change.offset)?;
+        let after = u16::from_ne_bytes(field.load(0));
+        if after == zero(checksum::update(before, change.addresses)) {
+            field.store(0, zero(checksum::update(after, change.ports)).to_ne_bytes());
+        }
+        Some(())
+    }
+}

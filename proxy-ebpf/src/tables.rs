@@ -1,0 +1,141 @@
+//! The maps of one address family as the datapath's tables.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use proxy_common::{
+    datapath::{FlowHandle, InsertError, InsertMode, Reason, Tables},
+    layout::{Backend, FlowKey, FlowValue, ServiceKey, ServiceValue, SlotKey, filter_bit},
+    packet::{Family as _, V4, V6},
+};
+
+use crate::maps;
+
+/// `EEXIST` (`include/uapi/asm-generic/errno-base.h`)
+const EXISTS: i32 = -17;
+
+/// A pointer into the flow table.
+pub struct Flow<A>(*mut FlowValue<A>);
+
+impl<A: Copy> FlowHandle<A> for Flow<A> {
+    #[inline(always)]
+    fn value(&self) -> FlowValue<A> {
+        // SAFETY: the map's memory outlives the program (RCU); any bit pattern is a value.
+        unsafe { *self.0 }
+    }
+
+    #[inline(always)]
+    fn touch(&self, last_seen: u32, history: u8) {
+        // SAFETY: as above; racing writers write the same tick or one later, and history only gains bits.
+        unsafe {
+            (*self.0).last_seen = last_seen;
+            (*self.0).history = history;
+        }
+    }
+
+    #[inline(always)]
+    fn set_flags(&self, flags: u8) {
+        // SAFETY: as above.
+        unsafe { (*self.0).flags = flags }
+    }
+}
+
+/// The tables of a family.
+pub struct Maps<F>(pub F);
+
+/// Implements the tables over the maps of one family.
+macro_rules! tables {
+    ($family:ty, $address:ty, $services:ident, $slots:ident, $flows:ident) => {
+        impl Tables<$address> for Maps<$family> {
+            type Flow = Flow<$address>;
+
+            #[inline(always)]
+            fn may_be_frontend(&self, address: &$address) -> bool {
+                let (word, bit) = filter_bit(address);
+                maps::FRONTEND_FILTER
+                    .get(word)
+                    .is_some_and(|bits| bits & bit != 0)
+            }
+
+            #[inline(always)]
+            fn may_be_backend(&self, address: &$address) -> bool {
+                let (word, bit) = filter_bit(address);
+                maps::BACKEND_FILTER.get(word).is_some_and(|bits| bits & bit != 0)
+            }
+
+            #[inline(always)]
+            fn service(&self, key: &ServiceKey<$address>) -> Option<ServiceValue> {
+                // SAFETY: copied out at once, under RCU.
+                maps::$services.get_ptr(key).map(|value| unsafe { *value })
+            }
+
+            #[inline(always)]
+            fn slot(&self, key: &SlotKey) -> Option<Backend<$address>> {
+                // SAFETY: copied out at once, under RCU.
+                maps::$slots.get_ptr(key).map(|value| unsafe { *value })
+            }
+
+            #[inline(always)]
+            fn flow(&self, key: &FlowKey<$address>) -> Option<Self::Flow> {
+                maps::$flows.get_ptr_mut(key).map(Flow)
+            }
+
+            #[inline(always)]
+            fn insert_flow(
+                &self,
+                key: &FlowKey<$address>,
+                value: &FlowValue<$address>,
+                mode: InsertMode,
+            ) -> Result<(), InsertError> {
+                let flags = match mode {
+                    InsertMode::New => BPF_NOEXIST,
+                    InsertMode::Any => BPF_ANY,
+                };
+                maps::$flows.insert(key, value, flags.into()).map_err(|error| {
+                    if error == EXISTS {
+                        InsertError::Exists
+                    } else {
+                        InsertError::Full
+                    }
+                })
+            }
+
+            #[inline(always)]
+            fn remove_flow(&self, key: &FlowKey<$address>) {
+                // It may be gone already: another CPU's doing, and no matter.
+                let _ = maps::$flows.remove(key);
+            }
+
+            #[inline(always)]
+            fn masquerade_address(&self, device: u32) -> Option<$address> {
+                // SAFETY: copied out at once, under RCU.
+                let device = maps::DEVICES.get_ptr(device).map(|value| unsafe { *value })?;
+                <$family>::masquerade_address(&device)
+            }
+
+            #[inline(always)]
+            fn count(&self, reason: Reason, bytes: u32) {
+                if let Some(counter) = maps::REASON_COUNTS.get_ptr_mut(reason as u32) {
+                    // SAFETY: this CPU's own slot; programs at one hook do not preempt each other.
+                    unsafe {
+                        (*counter).packets += 1;
+                        (*counter).bytes += u64::from(bytes);
+                    }
+                }
+            }
+
+            #[inline(always)]
+            fn count_service(&self, service: u32, connections: u32, bytes: u32) {
+                if let Some(counter) = maps::SERVICE_COUNTS.get_ptr_mut(service) {
+                    // SAFETY: as above.
+                    unsafe {
+                        (*counter).connections += u64::from(connections);
+                        (*counter).packets += 1;
+                        (*counter).bytes += u64::from(bytes);
+                    }
+                }
+            }
+        }
+    };
+}
+
+tables!(V4, [u8; 4], SERVICES_V4, SLOTS_V4, FLOWS_V4);
+tables!(V6, [u8; 16], SERVICES_V6, SLOTS_V6, FLOWS_V6);
