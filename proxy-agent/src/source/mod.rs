@@ -10,6 +10,8 @@ use k8s_openapi::api::{
 
 use crate::model::ObjectName;
 
+pub mod kubernetes;
+
 /// What a source tells the model.
 #[derive(Clone, Debug)]
 pub enum Event {

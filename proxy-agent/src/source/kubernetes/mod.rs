@@ -1,0 +1,122 @@
+//! Objects from a Kubernetes API server: the Services, EndpointSlices and the Node that concern this node.
+//!
+//! Each kind has a [`watch::Watch`] of its own, so one that is forbidden doesn't hold up the others. Invariant: what was
+//! told last stays true until the API server itself says otherwise; a lost connection changes nothing.
+
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+};
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use tokio::sync::mpsc::Sender;
+
+use self::watch::{Selectors, Watch};
+use super::Event;
+
+mod failure;
+mod report;
+mod watch;
+
+/// Services of other proxies and headless ones are invisible, and so are their slices (behaviour.md 1.1).
+const VISIBLE: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
+
+/// Headless Services never arrive, whatever their labels (behaviour.md 1.2).
+const HAS_CLUSTER_IP: &str = "spec.clusterIP!=None";
+
+/// Why there is no way to the API server. Whether it answers is not asked: that may change at any time.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The kubeconfig file is missing, unreadable or contradicts itself
+    #[error("kubeconfig {}: {source}", path.display())]
+    Kubeconfig {
+        /// The file
+        path: PathBuf,
+        /// What is wrong with it
+        source: Box<kube::config::KubeconfigError>,
+    },
+    /// No file was named, and neither the usual places nor a pod's service account give one
+    #[error("no kubeconfig (name one with --kubeconfig or KUBECONFIG) and not inside a cluster: {0}")]
+    Infer(#[source] Box<kube::config::InferConfigError>),
+    /// The configuration is readable but unusable, such as a certificate that is none
+    #[error("no client from the configuration for {server}: {source}")]
+    Client {
+        /// URL of the API server
+        server: String,
+        /// What is wrong
+        source: Box<kube::Error>,
+    },
+}
+
+/// The Kubernetes source.
+pub struct Kubernetes {
+    client: Client,
+    server: String,
+    node_name: String,
+}
+
+impl Kubernetes {
+    /// Reads the configuration: the kubeconfig at `kubeconfig`, else the usual places (`KUBECONFIG`, `~/.kube/config`),
+    /// else the pod's service account. `node_name` is the name of this node's Node object.
+    ///
+    /// # Errors
+    /// When there is no usable configuration. An API server that doesn't answer is no error here but an
+    /// [`Event::Problems`] later.
+    pub async fn new(kubeconfig: Option<&Path>, node_name: String) -> Result<Self, ConfigError> {
+        let mut config = match kubeconfig {
+            Some(path) => from_file(path).await.map_err(|source| ConfigError::Kubeconfig {
+                path: path.to_owned(),
+                source: Box::new(source),
+            })?,
+            None => Config::infer()
+                .await
+                .map_err(|source| ConfigError::Infer(Box::new(source)))?,
+        };
+        // The client's own retries would hide an overloaded API server for minutes; the watches retry, and say so.
+        config.default_retry = false;
+        let server = config.cluster_url.to_string();
+        match Client::try_from(config) {
+            Ok(client) => Ok(Self {
+                client,
+                server,
+                node_name,
+            }),
+            Err(source) => Err(ConfigError::Client {
+                server,
+                source: Box::new(source),
+            }),
+        }
+    }
+
+    /// Tells everything there is and all changes from then on, until the receiver is dropped. Never fails: what goes
+    /// wrong is told as [`Event::Problems`] of the origins `watch services`, `watch endpointslices` and `watch nodes`,
+    /// tried again, and taken back when it works.
+    pub async fn run(self, events: Sender<Event>) {
+        let visible = Selectors {
+            labels: Some(VISIBLE.to_owned()),
+            fields: None,
+        };
+        let services = Selectors {
+            fields: Some(HAS_CLUSTER_IP.to_owned()),
+            ..visible.clone()
+        };
+        let this_node = Selectors {
+            labels: None,
+            fields: Some(format!("metadata.name={}", self.node_name)),
+        };
+        let watch = (self.client, self.server, events);
+        tokio::join!(
+            Watch::<Service>::new(&watch, services, Event::Service).run(),
+            Watch::<EndpointSlice>::new(&watch, visible, Event::EndpointSlice).run(),
+            Watch::<Node>::new(&watch, this_node, Event::Node).run(),
+        );
+    }
+}
+
+async fn from_file(path: &Path) -> Result<Config, kube::config::KubeconfigError> {
+    Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &KubeConfigOptions::default()).await
+}

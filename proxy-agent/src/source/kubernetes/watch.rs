@@ -1,0 +1,292 @@
+//! Follows one kind of object: list everything page by page, then watch from there, for ever.
+//!
+//! `kube::runtime::watcher` does this too, but it doesn't tell when a broken watch works again (so a problem could not be
+//! taken back before the next object changes), starts a watch whose version is answered with HTTP status 410 again and
+//! again instead of listing, and logs a forbidden watch at each retry.
+
+use std::{collections::BTreeMap, fmt::Debug, pin::pin, time::Duration};
+
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use futures::{Stream, StreamExt as _};
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    api::{ListParams, WatchEvent, WatchParams},
+    core::DeserializeGuard,
+};
+use serde::de::DeserializeOwned;
+use tokio::{
+    sync::mpsc::{Sender, error::SendError},
+    time::{sleep, timeout},
+};
+use tracing::debug;
+
+use super::{failure::Failure, report::Report};
+use crate::{
+    model::{ObjectName, Problem},
+    source::{Change, Event},
+};
+
+/// Objects a page, as client-go asks for.
+const PAGE_SIZE: u32 = 500;
+
+/// An API server ends its own requests after 60 s; later no answer will come.
+const ANSWER_LIMIT: Duration = Duration::from_mins(1);
+
+/// How long the API server is asked to keep a watch open. kube allows up to 295 s.
+const WATCH_SECONDS: u32 = 290;
+
+/// API servers send a bookmark about every minute. A connection silent for longer may be dead without either end having
+/// said so (a failed-over load balancer, a rebooted host); resuming a live one costs a single request.
+const SILENCE_LIMIT: Duration = Duration::from_secs(150);
+
+/// Pause before the next attempt: 0.1 s, doubled up to 15 s, and as much again at random so that the nodes of a cluster
+/// don't all come back to a restarted API server at once.
+const RETRY: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(100))
+    .with_max_delay(Duration::from_secs(15))
+    .with_factor(2.0)
+    .with_jitter()
+    .without_max_times();
+
+/// Which objects of a kind to follow; syntax as in the API's query parameters.
+#[derive(Clone, Default)]
+pub(super) struct Selectors {
+    pub(super) labels: Option<String>,
+    pub(super) fields: Option<String>,
+}
+
+/// Nobody listens any more: the end of a watch.
+type Closed = SendError<Event>;
+
+/// The follower of one kind of object.
+pub(super) struct Watch<K> {
+    /// An unreadable object must not take the rest of its list with it, hence the guard.
+    api: Api<DeserializeGuard<K>>,
+    server: String,
+    selectors: Selectors,
+    into_event: fn(Change<K>) -> Event,
+    events: Sender<Event>,
+    report: Report,
+    backoff: ExponentialBackoff,
+}
+
+impl<K> Watch<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    pub(super) fn new(
+        (client, server, events): &(Client, String, Sender<Event>),
+        selectors: Selectors,
+        into_event: fn(Change<K>) -> Event,
+    ) -> Self {
+        Self {
+            api: Api::all(client.clone()),
+            server: server.clone(),
+            selectors,
+            into_event,
+            events: events.clone(),
+            report: Report::new(format!("watch {}", K::plural(&())), events.clone()),
+            backoff: RETRY.build(),
+        }
+    }
+
+    /// Follows until nobody listens any more.
+    pub(super) async fn run(mut self) {
+        while let Ok(version) = self.list().await {
+            if self.watch(version).await.is_err() {
+                break;
+            }
+        }
+    }
+
+    /// Lists until a list is complete, tells it, and returns the version it shows.
+    async fn list(&mut self) -> Result<String, Closed> {
+        let mut page_size = Some(PAGE_SIZE);
+        loop {
+            let failure = match self.all_pages(page_size).await {
+                Ok(listed) => {
+                    self.report.listed(listed.unreadable).await?;
+                    self.tell(Change::Replace(listed.objects)).await?;
+                    return Ok(listed.version);
+                }
+                Err(failure) => failure,
+            };
+            // Read too slowly for the API server's memory: one page is never too late.
+            if matches!(failure, Failure::Expired) {
+                page_size = None;
+            }
+            self.failed(&failure).await?;
+        }
+    }
+
+    /// Reads one list to its end. All pages show the same version.
+    async fn all_pages(&self, page_size: Option<u32>) -> Result<Listed<K>, Failure> {
+        let mut listed = Listed {
+            objects: Vec::new(),
+            unreadable: BTreeMap::new(),
+            version: String::new(),
+        };
+        let mut params = ListParams {
+            label_selector: self.selectors.labels.clone(),
+            field_selector: self.selectors.fields.clone(),
+            limit: page_size,
+            ..ListParams::default()
+        };
+        loop {
+            let page = within(ANSWER_LIMIT, self.api.list(&params)).await?;
+            for object in page.items {
+                match read(object) {
+                    Ok(object) => listed.objects.push(object),
+                    Err((name, problem)) => _ = listed.unreadable.insert(name, problem),
+                }
+            }
+            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            if params.continue_token.is_none() {
+                listed.version = page.metadata.resource_version.unwrap_or_default();
+                return if listed.version.is_empty() {
+                    Err(Failure::Unreadable(
+                        "a list without metadata.resourceVersion".to_owned(),
+                    ))
+                } else {
+                    Ok(listed)
+                };
+            }
+        }
+    }
+
+    /// Watches from a version on, over any number of connections, until the API server has forgotten the version.
+    async fn watch(&mut self, mut version: String) -> Result<(), Closed> {
+        let params = WatchParams {
+            label_selector: self.selectors.labels.clone(),
+            field_selector: self.selectors.fields.clone(),
+            timeout: Some(WATCH_SECONDS),
+            bookmarks: true,
+            send_initial_events: false,
+        };
+        let api = self.api.clone();
+        loop {
+            let end = match within(ANSWER_LIMIT, api.watch(&params, &version)).await {
+                Ok(stream) => {
+                    self.report.working().await?;
+                    self.drain(stream, &mut version).await?
+                }
+                Err(failure) => Err(failure),
+            };
+            match end {
+                Ok(()) => self.pause(Duration::ZERO).await,
+                Err(Failure::Expired) => {
+                    debug!("{}: version {version} is forgotten, listing again", K::plural(&()));
+                    self.pause(Duration::ZERO).await;
+                    return Ok(());
+                }
+                Err(failure) => self.failed(&failure).await?,
+            }
+        }
+    }
+
+    /// Tells what one connection brings, and keeps `version` at the last that was told. A connection that ends, however
+    /// it ends, is no failure yet: whether there is another shows when it is resumed.
+    async fn drain(
+        &mut self,
+        stream: impl Stream<Item = kube::Result<WatchEvent<DeserializeGuard<K>>>>,
+        version: &mut String,
+    ) -> Result<Result<(), Failure>, Closed> {
+        let mut stream = pin!(stream);
+        while let Ok(Some(event)) = timeout(SILENCE_LIMIT, stream.next()).await {
+            match event {
+                Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
+                    let seen = object.resource_version();
+                    self.apply(object).await?;
+                    version.clone_from(&seen.unwrap_or_default());
+                }
+                Ok(WatchEvent::Deleted(object)) => {
+                    let name = name_of(&object);
+                    self.report.readable(&name).await?;
+                    self.tell(Change::Delete(name)).await?;
+                    version.clone_from(&object.resource_version().unwrap_or_default());
+                }
+                Ok(WatchEvent::Bookmark(bookmark)) => version.clone_from(&bookmark.metadata.resource_version),
+                Ok(WatchEvent::Error(status)) => return Ok(Err(status.into())),
+                Err(kube::Error::ReadEvents(error)) => {
+                    debug!("watch {}: connection lost: {error}", K::plural(&()));
+                    break;
+                }
+                Err(error) => return Ok(Err(error.into())),
+            }
+            self.backoff = RETRY.build();
+        }
+        Ok(Ok(()))
+    }
+
+    /// Tells a new or changed object. One that can't be read counts as gone: what is served is what the objects say now,
+    /// the same before and after a restart.
+    async fn apply(&mut self, object: DeserializeGuard<K>) -> Result<(), Closed> {
+        match read(object) {
+            Ok(object) => {
+                self.report.readable(&name_of(&object)).await?;
+                self.tell(Change::Apply(Box::new(object))).await
+            }
+            Err((name, problem)) => {
+                self.report.unreadable(name.clone(), problem).await?;
+                self.tell(Change::Delete(name)).await
+            }
+        }
+    }
+
+    async fn tell(&self, change: Change<K>) -> Result<(), Closed> {
+        self.events.send((self.into_event)(change)).await
+    }
+
+    async fn failed(&mut self, failure: &Failure) -> Result<(), Closed> {
+        self.report
+            .failing(failure.reason(&K::plural(&()), &self.server))
+            .await?;
+        self.pause(failure.retry_after()).await;
+        Ok(())
+    }
+
+    async fn pause(&mut self, at_least: Duration) {
+        let delay = self.backoff.next().expect("the number of retries has no limit");
+        sleep(delay.max(at_least)).await;
+    }
+}
+
+/// A complete list.
+struct Listed<K> {
+    objects: Vec<K>,
+    unreadable: BTreeMap<ObjectName, Problem>,
+    version: String,
+}
+
+/// The object, without the part that is large and says nothing of a Service; or what is wrong with it.
+fn read<K: Resource<DynamicType = ()>>(object: DeserializeGuard<K>) -> Result<K, (ObjectName, Problem)> {
+    let name = name_of(&object);
+    match object.0 {
+        Ok(mut object) => {
+            object.meta_mut().managed_fields = None;
+            Ok(object)
+        }
+        Err(invalid) => {
+            let problem = Problem {
+                object: format!("{} {name}", K::kind(&())),
+                field: String::new(),
+                reason: format!("can't be read and is left out: {}", invalid.error),
+            };
+            Err((name, problem))
+        }
+    }
+}
+
+fn name_of<K: Resource>(object: &K) -> ObjectName {
+    ObjectName {
+        namespace: object.namespace().unwrap_or_default(),
+        name: object.name_any(),
+    }
+}
+
+async fn within<T>(limit: Duration, request: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {
+    match timeout(limit, request).await {
+        Ok(answer) => answer.map_err(Failure::from),
+        Err(_) => Err(Failure::Silent(limit)),
+    }
+}
