@@ -1,1 +1,3 @@
 //! The lab and what tests share.
+
+pub mod api_server;

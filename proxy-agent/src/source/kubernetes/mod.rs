@@ -108,12 +108,19 @@ impl Kubernetes {
             labels: None,
             fields: Some(format!("metadata.name={}", self.node_name)),
         };
-        let watch = (self.client, self.server, events);
-        tokio::join!(
-            Watch::<Service>::new(&watch, services, Event::Service).run(),
-            Watch::<EndpointSlice>::new(&watch, visible, Event::EndpointSlice).run(),
-            Watch::<Node>::new(&watch, this_node, Event::Node).run(),
-        );
+        let watch = (self.client, self.server, events.clone());
+        let all = async {
+            tokio::join!(
+                Watch::<Service>::new(&watch, services, Event::Service).run(),
+                Watch::<EndpointSlice>::new(&watch, visible, Event::EndpointSlice).run(),
+                Watch::<Node>::new(&watch, this_node, Event::Node).run(),
+            )
+        };
+        tokio::select! {
+            _ = all => {}
+            // Where nothing happens, nobody would notice otherwise.
+            () = events.closed() => {}
+        }
     }
 }
 

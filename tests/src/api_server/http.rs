@@ -1,0 +1,332 @@
+//! Requests and answers in the API's words: lists in pages, watches as lines of JSON, errors as `Status` objects.
+
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    Method, Response,
+    body::{Frame, Incoming},
+    header::CONTENT_TYPE,
+};
+use serde_json::{Value, json};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{
+    resource::Resource,
+    selector::Selector,
+    state::{Gone, Orders, Request, Shared, Verb},
+};
+
+type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
+
+/// Answers one request.
+pub(super) async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Result<Answer, Infallible> {
+    let (parts, _) = request.into_parts();
+    let path = parts.uri.path();
+    let Some(resource) = Resource::at_path(path).filter(|_| parts.method == Method::GET) else {
+        return Ok(failure(
+            404,
+            "NotFound",
+            &format!("this server has no {} {path}", parts.method),
+        ));
+    };
+    let query = Query::parse(parts.uri.query().unwrap_or_default());
+    let verb = match query.token {
+        _ if query.watch => Verb::Watch { from: query.version },
+        Some(_) => Verb::NextPage,
+        None => Verb::List { limit: query.limit },
+    };
+    let delay = shared.change(|state| {
+        let (labels, fields) = (query.labels.clone(), query.fields.clone());
+        state.requests.push(Request {
+            resource,
+            verb,
+            labels,
+            fields,
+        });
+        state.faults.delay
+    });
+    sleep(delay).await;
+
+    let faults = shared.read(|state| state.faults.clone());
+    if let Some(status) = faults.status {
+        return Ok(failure(status, "", "switched on by the test"));
+    }
+    if faults.forbidden.contains(&resource) {
+        let (verb, resource) = (if query.watch { "watch" } else { "list" }, resource.plural());
+        let message = format!("User \"node\" cannot {verb} resource \"{resource}\" at the cluster scope");
+        return Ok(failure(403, "Forbidden", &message));
+    }
+    if faults.forget_pages && query.token.is_some() {
+        return Ok(gone());
+    }
+    let selector = match Selector::parse(resource, &query.labels, &query.fields) {
+        Ok(selector) => selector,
+        Err(message) => return Ok(failure(400, "BadRequest", &message)),
+    };
+    Ok(if query.watch {
+        watch(shared, resource, selector, &query, faults.gone)
+    } else {
+        list(&shared, resource, &selector, &query)
+    })
+}
+
+fn list(shared: &Shared, resource: Resource, selector: &Selector, query: &Query) -> Answer {
+    let limit = if query.limit == 0 { usize::MAX } else { query.limit };
+    let Ok(page) = shared.read(|state| state.store.list(resource, selector, limit, query.token.as_deref())) else {
+        return gone();
+    };
+    let mut metadata = json!({"resourceVersion": page.version.to_string()});
+    if let Some((token, count)) = page.rest {
+        metadata["continue"] = token.into();
+        metadata["remainingItemCount"] = count.into();
+    }
+    let mut items = page.objects;
+    // The items of a list of one kind don't repeat it.
+    for item in items.iter_mut().filter_map(Value::as_object_mut) {
+        item.remove("apiVersion");
+        item.remove("kind");
+    }
+    respond(
+        200,
+        &json!({
+            "apiVersion": resource.api_version(),
+            "kind": format!("{}List", resource.kind()),
+            "metadata": metadata,
+            "items": items,
+        }),
+    )
+}
+
+fn watch(shared: Arc<Shared>, resource: Resource, selector: Selector, query: &Query, as_gone: Gone) -> Answer {
+    enum Start {
+        At { version: u64, lines: Vec<Bytes> },
+        Forgotten,
+        Future,
+    }
+    let news = shared.subscribe();
+    let (start, orders) = shared.change(|state| {
+        let (store, from) = (&state.store, query.version);
+        let start = if from == 0 {
+            let events = store
+                .list(resource, &selector, usize::MAX, None)
+                .ok()
+                .map_or_else(Vec::new, |page| page.objects);
+            Start::At {
+                version: store.version(),
+                lines: events.iter().map(|object| line("ADDED", object)).collect(),
+            }
+        } else if !store.remembers(from) {
+            Start::Forgotten
+        } else if from > store.version() {
+            Start::Future
+        } else {
+            Start::At {
+                version: from,
+                lines: Vec::new(),
+            }
+        };
+        if matches!(start, Start::At { .. }) {
+            state.watches.push(resource);
+        }
+        (start, state.orders)
+    });
+    let (version, lines) = match start {
+        Start::At { version, lines } => (version, lines),
+        Start::Forgotten if as_gone == Gone::Status => return gone(),
+        Start::Forgotten => return stream(vec![line("ERROR", &gone_status())], None),
+        Start::Future => return failure(504, "Timeout", "Too large resource version"),
+    };
+    let (frames, receiver) = mpsc::channel(16);
+    let watcher = Watcher {
+        open: OpenWatch { shared, resource },
+        selector,
+        version,
+        orders,
+        bookmarks: query.bookmarks,
+        deadline: Instant::now() + query.timeout,
+        frames,
+    };
+    tokio::spawn(watcher.run(news));
+    stream(lines, Some(receiver))
+}
+
+/// One open watch; it knows nothing of the connection but whether somebody still reads.
+struct Watcher {
+    open: OpenWatch,
+    selector: Selector,
+    version: u64,
+    orders: Orders,
+    bookmarks: bool,
+    deadline: Instant,
+    frames: mpsc::Sender<io::Result<Bytes>>,
+}
+
+impl Watcher {
+    async fn run(mut self, mut news: tokio::sync::watch::Receiver<()>) {
+        loop {
+            news.borrow_and_update();
+            let (events, orders, version) = self.open.shared.read(|state| {
+                let events = state
+                    .store
+                    .events_after(self.version, self.open.resource, &self.selector);
+                (events, state.orders, state.store.version())
+            });
+            if orders.drop != self.orders.drop {
+                return self.send(Err(io::Error::other("dropped by the test"))).await;
+            }
+            if orders.expire != self.orders.expire {
+                return self.send(Ok(line("ERROR", &gone_status()))).await;
+            }
+            for event in events {
+                self.send(Ok(line(event.kind, &event.object))).await;
+            }
+            self.version = version;
+            if orders.end != self.orders.end {
+                return self.bookmark().await;
+            }
+            tokio::select! {
+                changed = news.changed() => if changed.is_err() { return },
+                () = self.frames.closed() => return,
+                () = sleep_until(self.deadline) => return self.bookmark().await,
+            }
+        }
+    }
+
+    /// Tells how far the watch has come, so that it can be resumed from there.
+    async fn bookmark(&self) {
+        if self.bookmarks {
+            let resource = self.open.resource;
+            let object = json!({
+                "apiVersion": resource.api_version(),
+                "kind": resource.kind(),
+                "metadata": {"resourceVersion": self.version.to_string()},
+            });
+            self.send(Ok(line("BOOKMARK", &object))).await;
+        }
+    }
+
+    async fn send(&self, frame: io::Result<Bytes>) {
+        // A reader that went away is noticed by `closed`.
+        _ = self.frames.send(frame).await;
+    }
+}
+
+/// Stands in the list of open watches while it lives.
+struct OpenWatch {
+    shared: Arc<Shared>,
+    resource: Resource,
+}
+
+impl Drop for OpenWatch {
+    fn drop(&mut self) {
+        self.shared.change(|state| {
+            if let Some(index) = state.watches.iter().position(|resource| *resource == self.resource) {
+                state.watches.swap_remove(index);
+            }
+        });
+    }
+}
+
+/// The query parameters of lists and watches.
+struct Query {
+    watch: bool,
+    labels: String,
+    fields: String,
+    limit: usize,
+    token: Option<String>,
+    version: u64,
+    timeout: Duration,
+    bookmarks: bool,
+}
+
+impl Query {
+    fn parse(query: &str) -> Self {
+        let mut parsed = Self {
+            watch: false,
+            labels: String::new(),
+            fields: String::new(),
+            limit: 0,
+            token: None,
+            version: 0,
+            // What an API server does at least when not asked (--min-request-timeout).
+            timeout: Duration::from_mins(30),
+            bookmarks: false,
+        };
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            let is_true = || matches!(value.as_ref(), "true" | "1");
+            match name.as_ref() {
+                "watch" => parsed.watch = is_true(),
+                "labelSelector" => parsed.labels = value.into_owned(),
+                "fieldSelector" => parsed.fields = value.into_owned(),
+                "limit" => parsed.limit = value.parse().unwrap_or(0),
+                "continue" => parsed.token = Some(value.into_owned()),
+                "resourceVersion" => parsed.version = value.parse().unwrap_or(0),
+                "timeoutSeconds" => parsed.timeout = value.parse().map_or(parsed.timeout, Duration::from_secs),
+                "allowWatchBookmarks" => parsed.bookmarks = is_true(),
+                _ => {}
+            }
+        }
+        parsed
+    }
+}
+
+fn respond(status: u16, body: &Value) -> Answer {
+    build(
+        status,
+        Full::from(body.to_string()).map_err(io::Error::other).boxed_unsync(),
+    )
+}
+
+/// Lines of JSON: those at hand, then those to come.
+fn stream(lines: Vec<Bytes>, receiver: Option<mpsc::Receiver<io::Result<Bytes>>>) -> Answer {
+    let to_come = futures::stream::unfold(receiver, |receiver| async move {
+        let mut receiver = receiver?;
+        receiver.recv().await.map(|line| (line, Some(receiver)))
+    });
+    let at_hand = futures::stream::iter(lines.into_iter().map(Ok));
+    let frames = futures::StreamExt::map(futures::StreamExt::chain(at_hand, to_come), |line| {
+        line.map(Frame::data)
+    });
+    build(200, StreamBody::new(frames).boxed_unsync())
+}
+
+fn build(status: u16, body: UnsyncBoxBody<Bytes, io::Error>) -> Answer {
+    Response::builder()
+        .status(status)
+        .header(CONTENT_TYPE, "application/json")
+        .body(body)
+        .expect("the status is one that a test or this server chose")
+}
+
+fn line(kind: &str, object: &Value) -> Bytes {
+    format!("{}\n", json!({"type": kind, "object": object})).into()
+}
+
+fn failure(code: u16, reason: &str, message: &str) -> Answer {
+    respond(code, &status(code, reason, message))
+}
+
+fn gone() -> Answer {
+    respond(410, &gone_status())
+}
+
+fn gone_status() -> Value {
+    status(410, "Expired", "too old resource version")
+}
+
+fn status(code: u16, reason: &str, message: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Status",
+        "metadata": {},
+        "status": "Failure",
+        "message": message,
+        "reason": reason,
+        "code": code,
+    })
+}

@@ -1,0 +1,271 @@
+//! A Kubernetes API server for tests: real list and watch semantics over HTTP, and every way it can fail, on demand.
+//!
+//! It knows Services, EndpointSlices and Nodes, across all namespaces, reading only; tests write with
+//! [`ApiServer::apply`] and [`ApiServer::delete`]. It validates nothing, so that tests can serve nonsense too.
+
+use std::{
+    fs, io,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+pub use self::{
+    resource::Resource,
+    state::{Gone, Request, Verb},
+};
+use self::{state::Shared, store::Key};
+
+mod http;
+mod resource;
+mod selector;
+mod state;
+mod store;
+
+/// How long the `wait_` functions wait before they panic.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The server, on a thread of its own. It stops when dropped.
+pub struct ApiServer {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    serving: Option<Serving>,
+}
+
+struct Serving {
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl ApiServer {
+    /// Starts on a free port of 127.0.0.1.
+    ///
+    /// # Errors
+    /// When no socket or thread is to be had.
+    pub fn start() -> io::Result<Self> {
+        Self::on(TcpListener::bind("127.0.0.1:0")?)
+    }
+
+    /// Starts on a listener bound before, in a network namespace perhaps.
+    ///
+    /// # Errors
+    /// When the listener or a thread is unusable.
+    pub fn on(listener: TcpListener) -> io::Result<Self> {
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared::new());
+        let serving = Some(Serving::start(listener, &shared)?);
+        Ok(Self {
+            shared,
+            address,
+            serving,
+        })
+    }
+
+    /// Where it listens.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Writes a kubeconfig that leads here into a directory and returns its path.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn kubeconfig(&self, directory: &Path) -> io::Result<PathBuf> {
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "test", "cluster": {"server": format!("http://{}", self.address)}}],
+            "users": [{"name": "node", "user": {}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "node"}}],
+            "current-context": "test",
+        });
+        let path = directory.join("kubeconfig");
+        fs::write(&path, config.to_string())?;
+        Ok(path)
+    }
+
+    /// Creates an object, or replaces the one of its kind, namespace and name.
+    ///
+    /// # Panics
+    /// When it has no name or its kind is none of [`Resource`].
+    pub fn apply(&self, object: impl Serialize) {
+        let object = serde_json::to_value(object).expect("an object is serializable");
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let kind = text(&object["kind"]);
+        let key = Key {
+            resource: Resource::of_kind(&kind).unwrap_or_else(|| panic!("no such kind here: {kind:?}")),
+            namespace: text(&object["metadata"]["namespace"]),
+            name: text(&object["metadata"]["name"]),
+        };
+        assert!(!key.name.is_empty(), "an object without metadata.name: {object}");
+        self.shared.change(|state| state.store.apply(key, object));
+    }
+
+    /// Deletes an object; the namespace of a Node is empty.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn delete(&self, resource: Resource, namespace: &str, name: &str) {
+        let key = Key {
+            resource,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
+        assert!(
+            self.shared.change(|state| state.store.delete(&key)),
+            "nothing to delete: {key:?}"
+        );
+    }
+
+    /// Forgets all history: from now on whoever asks for an earlier version gets 410 Gone. Open watches go on.
+    pub fn compact(&self, gone: Gone) {
+        self.shared.change(|state| {
+            state.store.compact();
+            state.faults.gone = gone;
+        });
+    }
+
+    /// Breaks the connections of all open watches.
+    pub fn drop_watches(&self) {
+        self.shared.change(|state| state.orders.drop += 1);
+    }
+
+    /// Ends all open watches with an `ERROR` event of code 410.
+    pub fn expire_watches(&self) {
+        self.shared.change(|state| state.orders.expire += 1);
+    }
+
+    /// Ends all open watches as if their time were up: with a bookmark of the current version for those that want one.
+    pub fn end_watches(&self) {
+        self.shared.change(|state| state.orders.end += 1);
+    }
+
+    /// Answers 410 to whoever asks for the second page of a list, as if it came too late.
+    pub fn forget_pages(&self) {
+        self.shared.change(|state| state.faults.forget_pages = true);
+    }
+
+    /// Lets every answer wait this long from now on. What it says is decided after that time.
+    pub fn delay(&self, delay: Duration) {
+        self.shared.change(|state| state.faults.delay = delay);
+    }
+
+    /// Answers 403 to whoever asks for this kind.
+    pub fn forbid(&self, resource: Resource) {
+        self.shared.change(|state| state.faults.forbidden.insert(resource));
+    }
+
+    /// Answers everything with this HTTP status.
+    pub fn fail(&self, status: u16) {
+        self.shared.change(|state| state.faults.status = Some(status));
+    }
+
+    /// Takes back [`Self::forbid`], [`Self::fail`], [`Self::forget_pages`] and [`Self::delay`].
+    pub fn allow_all(&self) {
+        self.shared.change(|state| {
+            state.faults.forbidden.clear();
+            state.faults.status = None;
+            state.faults.forget_pages = false;
+            state.faults.delay = Duration::ZERO;
+        });
+    }
+
+    /// All requests so far, in the order of arrival.
+    pub fn requests(&self) -> Vec<Request> {
+        self.shared.read(|state| state.requests.clone())
+    }
+
+    /// Blocks until the requests so far satisfy a condition.
+    ///
+    /// # Panics
+    /// When they don't within 20 s.
+    pub fn wait_for_requests(&self, what: &str, condition: impl Fn(&[Request]) -> bool) {
+        self.shared
+            .wait_until(what, PATIENCE, |state| condition(&state.requests));
+    }
+
+    /// Blocks until just this many watches are open, of all kinds together.
+    ///
+    /// # Panics
+    /// When there aren't within 20 s.
+    pub fn wait_for_watches(&self, count: usize) {
+        self.shared
+            .wait_until(&format!("{count} open watches"), PATIENCE, |state| {
+                state.watches.len() == count
+            });
+    }
+
+    /// Closes the listener and all connections, as a server that is restarted does. Objects and history stay.
+    pub fn stop(&mut self) {
+        if let Some(Serving { stop, thread }) = self.serving.take() {
+            _ = stop.send(());
+            // A panic there failed requests, which the test sees; a second panic in a destructor would abort.
+            _ = thread.join();
+        }
+    }
+
+    /// Listens again at the same address, after [`Self::stop`]; in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When the address is taken by now, or no thread is to be had.
+    pub fn restart(&mut self) -> io::Result<()> {
+        self.stop();
+        self.serving = Some(Serving::start(TcpListener::bind(self.address)?, &self.shared)?);
+        Ok(())
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Serving {
+    fn start(listener: TcpListener, shared: &Arc<Shared>) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (stop, stopped) = oneshot::channel();
+        let shared = shared.clone();
+        let thread = thread::Builder::new().name("api-server".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    error = serve(listener, shared) => panic!("the test API server can't accept: {error}"),
+                    // Whatever ends the wait, the runtime ends with it, and with the runtime all connections.
+                    _ = stopped => {}
+                }
+            });
+        })?;
+        Ok(Self { stop, thread })
+    }
+}
+
+/// Serves connections until the listener breaks.
+async fn serve(listener: TcpListener, shared: Arc<Shared>) -> io::Error {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return error,
+    };
+    loop {
+        let connection = match listener.accept().await {
+            Ok((connection, _)) => connection,
+            Err(error) => return error,
+        };
+        let shared = shared.clone();
+        let service = service_fn(move |request| http::answer(shared.clone(), request));
+        // A connection ends in an error when the client goes away or a test broke it: both are as it should be.
+        tokio::spawn(async move {
+            http1::Builder::new()
+                .serve_connection(TokioIo::new(connection), service)
+                .await
+        });
+    }
+}

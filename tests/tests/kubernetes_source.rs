@@ -1,0 +1,548 @@
+//! The agent's Kubernetes source against the test API server: lists, watches, and everything that may happen to them.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    fs,
+    time::Duration,
+};
+
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+};
+use proxy_agent::{
+    model::Problem,
+    source::{
+        Change, Event,
+        kubernetes::{ConfigError, Kubernetes},
+    },
+};
+use proxy_tests::api_server::{ApiServer, Gone, Request, Resource, Verb};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{runtime::Runtime, sync::mpsc, time::timeout};
+
+const NODE_NAME: &str = "worker-1";
+
+/// How long an event may take. Only a failing test waits that long.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The source under test, at work.
+struct Source {
+    runtime: Runtime,
+    events: mpsc::Receiver<Event>,
+    /// Events of other kinds that arrived meanwhile
+    others: VecDeque<Event>,
+    _directory: TempDir,
+}
+
+impl Source {
+    fn start(server: &ApiServer) -> Self {
+        let runtime = Runtime::new().expect("a runtime");
+        let directory = tempfile::tempdir().expect("a directory");
+        let kubeconfig = server.kubeconfig(directory.path()).expect("a kubeconfig");
+        let source = runtime
+            .block_on(Kubernetes::new(Some(&kubeconfig), NODE_NAME.to_owned()))
+            .expect("the kubeconfig is usable");
+        let (sender, events) = mpsc::channel(16);
+        runtime.spawn(source.run(sender));
+        Self {
+            runtime,
+            events,
+            others: VecDeque::new(),
+            _directory: directory,
+        }
+    }
+
+    /// Starts, and waits until all three kinds are listed and watched.
+    fn start_watching(server: &ApiServer) -> Self {
+        let mut source = Self::start(server);
+        source.service();
+        source.slice();
+        source.node();
+        server.wait_for_watches(3);
+        source
+    }
+
+    /// The next event that is wanted; the others stay.
+    fn next<T>(&mut self, what: &str, wanted: impl Fn(&Event) -> Option<T>) -> T {
+        if let Some((index, found)) = self
+            .others
+            .iter()
+            .enumerate()
+            .find_map(|(index, event)| Some((index, wanted(event)?)))
+        {
+            self.others.remove(index);
+            return found;
+        }
+        loop {
+            let event = self
+                .runtime
+                .block_on(async { timeout(PATIENCE, self.events.recv()).await });
+            let event = event.unwrap_or_else(|_| panic!("no {what} within {PATIENCE:?}; but {:?}", self.others));
+            let event = event.expect("the source never ends by itself");
+            match wanted(&event) {
+                Some(found) => return found,
+                None => self.others.push_back(event),
+            }
+        }
+    }
+
+    fn service(&mut self) -> Change<Service> {
+        self.next("Service event", |event| match event {
+            Event::Service(change) => Some(change.clone()),
+            _ => None,
+        })
+    }
+
+    fn slice(&mut self) -> Change<EndpointSlice> {
+        self.next("EndpointSlice event", |event| match event {
+            Event::EndpointSlice(change) => Some(change.clone()),
+            _ => None,
+        })
+    }
+
+    fn node(&mut self) -> Change<Node> {
+        self.next("Node event", |event| match event {
+            Event::Node(change) => Some(change.clone()),
+            _ => None,
+        })
+    }
+
+    fn problems(&mut self, of: &str) -> Vec<Problem> {
+        self.next(&format!("problems of {of}"), |event| match event {
+            Event::Problems { origin, problems } if origin == of => Some(problems.clone()),
+            _ => None,
+        })
+    }
+}
+
+/// A change in short: `= a b` for a replacement, `+ a` and `- a` for single objects.
+fn short<K: k8s_openapi::Metadata<Ty = k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta>>(
+    change: &Change<K>,
+) -> String {
+    let name = |object: &K| object.metadata().name.clone().unwrap_or_default();
+    match change {
+        Change::Replace(objects) => {
+            let names: BTreeSet<_> = objects.iter().map(name).collect();
+            assert_eq!(names.len(), objects.len(), "an object is listed twice");
+            names.into_iter().fold("=".to_owned(), |text, name| text + " " + &name)
+        }
+        Change::Apply(object) => format!("+ {}", name(object)),
+        Change::Delete(object) => format!("- {}", object.name),
+    }
+}
+
+fn service(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"namespace": "default", "name": name},
+        "spec": {"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "ports": [{"port": 80}]},
+    })
+}
+
+fn labelled(mut object: Value, label: &str) -> Value {
+    object["metadata"]["labels"] = json!({label: ""});
+    object
+}
+
+fn slice(name: &str) -> Value {
+    json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"namespace": "default", "name": name},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": ["10.0.0.1"]}],
+    })
+}
+
+fn node(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+}
+
+fn started() -> ApiServer {
+    ApiServer::start().expect("the test API server starts")
+}
+
+/// The verbs of all requests for a kind.
+fn verbs(requests: &[Request], resource: Resource) -> Vec<Verb> {
+    requests
+        .iter()
+        .filter(|request| request.resource == resource)
+        .map(|request| request.verb)
+        .collect()
+}
+
+fn lists(requests: &[Request], resource: Resource) -> usize {
+    verbs(requests, resource)
+        .into_iter()
+        .filter(|verb| matches!(verb, Verb::List { .. }))
+        .count()
+}
+
+/// behaviour.md 1.1, 1.2
+#[test]
+fn the_first_list_shows_what_concerns_this_node() {
+    const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+    const HEADLESS: &str = "service.kubernetes.io/headless";
+    let server = started();
+    let mut headless = service("headless");
+    headless["spec"]["clusterIP"] = "None".into();
+    let mut web = service("web");
+    web["metadata"]["managedFields"] = json!([{"manager": "kubectl", "operation": "Update"}]);
+    for object in [
+        web,
+        headless,
+        labelled(service("labelled-headless"), HEADLESS),
+        labelled(service("of-another-proxy"), PROXY_NAME),
+        labelled(service("other-label"), "app"),
+        slice("web-1"),
+        labelled(slice("labelled-headless-1"), HEADLESS),
+        labelled(slice("of-another-proxy-1"), PROXY_NAME),
+        node(NODE_NAME),
+        node("worker-2"),
+    ] {
+        server.apply(object);
+    }
+    let mut source = Source::start(&server);
+    let services = source.service();
+    assert_eq!(short(&services), "= other-label web");
+    assert_eq!(short(&source.slice()), "= web-1");
+    assert_eq!(short(&source.node()), "= worker-1");
+    let Change::Replace(services) = services else {
+        unreachable!("it was one above")
+    };
+    assert!(
+        services.iter().all(|service| service.metadata.managed_fields.is_none()),
+        "large and of no use"
+    );
+}
+
+#[test]
+fn an_empty_cluster_is_told_too() {
+    let server = started();
+    let mut source = Source::start(&server);
+    assert_eq!(short(&source.service()), "=");
+    assert_eq!(short(&source.slice()), "=");
+    assert_eq!(short(&source.node()), "=");
+}
+
+#[test]
+fn a_list_of_many_pages_is_told_once_and_complete() {
+    let server = started();
+    let names: BTreeSet<_> = (0..1203).map(|number| format!("web-{number:04}")).collect();
+    for name in &names {
+        server.apply(service(name));
+    }
+    server.delay(Duration::from_millis(50));
+    let mut source = Source::start(&server);
+    let all = names.into_iter().fold("=".to_owned(), |text, name| text + " " + &name);
+    assert_eq!(
+        short(&source.service()),
+        all,
+        "the first word about Services is all of them"
+    );
+    let verbs = verbs(&server.requests(), Resource::Services);
+    assert_eq!(verbs[..3], [Verb::List { limit: 500 }, Verb::NextPage, Verb::NextPage]);
+}
+
+#[test]
+fn a_list_that_expires_midway_is_read_in_one_piece() {
+    let server = started();
+    for number in 0..501 {
+        server.apply(service(&format!("web-{number}")));
+    }
+    server.forget_pages();
+    let mut source = Source::start(&server);
+    let Change::Replace(services) = source.service() else {
+        panic!("a part of the list was told")
+    };
+    assert_eq!(services.len(), 501);
+    let verbs = verbs(&server.requests(), Resource::Services);
+    assert_eq!(
+        verbs[..3],
+        [Verb::List { limit: 500 }, Verb::NextPage, Verb::List { limit: 0 }]
+    );
+}
+
+#[test]
+fn changes_are_told_one_by_one() {
+    let server = started();
+    let mut source = Source::start_watching(&server);
+    server.apply(service("web"));
+    assert_eq!(short(&source.service()), "+ web");
+    let mut changed = service("web");
+    changed["spec"]["clusterIP"] = "10.96.0.2".into();
+    server.apply(changed);
+    let Change::Apply(changed) = source.service() else {
+        panic!("a change is an Apply")
+    };
+    assert_eq!(
+        changed.spec.and_then(|spec| spec.cluster_ip).as_deref(),
+        Some("10.96.0.2")
+    );
+    server.delete(Resource::Services, "default", "web");
+    let Change::Delete(name) = source.service() else {
+        panic!("a deletion is a Delete")
+    };
+    assert_eq!(name.to_string(), "default/web");
+
+    server.apply(slice("web-1"));
+    assert_eq!(short(&source.slice()), "+ web-1");
+    server.delete(Resource::EndpointSlices, "default", "web-1");
+    assert_eq!(short(&source.slice()), "- web-1");
+
+    server.apply(node("worker-2"));
+    server.apply(node(NODE_NAME));
+    assert_eq!(
+        short(&source.node()),
+        "+ worker-1",
+        "other nodes are none of our business"
+    );
+    server.delete(Resource::Nodes, "", NODE_NAME);
+    assert_eq!(short(&source.node()), "- worker-1");
+}
+
+/// behaviour.md 1.1: adding the label acts as a delete, removing it as an add.
+#[test]
+fn a_label_hides_and_shows_a_living_service() {
+    let server = started();
+    server.apply(service("web"));
+    server.apply(slice("web-1"));
+    let mut source = Source::start_watching(&server);
+    for label in [
+        "service.kubernetes.io/service-proxy-name",
+        "service.kubernetes.io/headless",
+    ] {
+        server.apply(labelled(service("web"), label));
+        server.apply(labelled(slice("web-1"), label));
+        assert_eq!(short(&source.service()), "- web", "{label}");
+        assert_eq!(short(&source.slice()), "- web-1", "{label}");
+        server.apply(service("web"));
+        server.apply(slice("web-1"));
+        assert_eq!(short(&source.service()), "+ web", "{label}");
+        assert_eq!(short(&source.slice()), "+ web-1", "{label}");
+    }
+}
+
+#[test]
+fn a_dropped_connection_is_resumed_without_a_list() {
+    let server = started();
+    server.apply(service("old"));
+    let mut source = Source::start_watching(&server);
+    server.apply(service("before"));
+    assert_eq!(short(&source.service()), "+ before");
+
+    server.fail(503);
+    server.drop_watches();
+    server.wait_for_watches(0);
+    server.apply(service("meanwhile"));
+    server.delete(Resource::Services, "default", "old");
+    server.allow_all();
+    assert_eq!(short(&source.service()), "+ meanwhile");
+    assert_eq!(short(&source.service()), "- old");
+    server.wait_for_watches(3);
+    for resource in [Resource::Services, Resource::EndpointSlices, Resource::Nodes] {
+        assert_eq!(lists(&server.requests(), resource), 1, "{resource:?}");
+    }
+}
+
+#[test]
+fn a_bookmark_saves_the_list_after_history_is_forgotten() {
+    let server = started();
+    let mut source = Source::start_watching(&server);
+    for _ in 0..5 {
+        server.apply(node("worker-2"));
+    }
+    server.compact(Gone::Status);
+    server.end_watches();
+    server.wait_for_requests("all watches resumed at the bookmark", |requests| {
+        let resumed = requests
+            .iter()
+            .filter(|request| request.verb == Verb::Watch { from: 6 });
+        resumed.count() == 3
+    });
+    server.wait_for_watches(3);
+    server.apply(service("web"));
+    assert_eq!(short(&source.service()), "+ web");
+    assert_eq!(lists(&server.requests(), Resource::Services), 1);
+}
+
+#[test]
+fn a_forgotten_version_leads_to_a_new_list() {
+    for gone in [Gone::Status, Gone::Event] {
+        let server = started();
+        server.apply(service("deleted"));
+        server.apply(service("stays"));
+        let mut source = Source::start_watching(&server);
+        server.fail(500);
+        server.drop_watches();
+        server.wait_for_watches(0);
+        server.delete(Resource::Services, "default", "deleted");
+        server.apply(service("new"));
+        server.compact(gone);
+        server.allow_all();
+        assert_eq!(
+            short(&source.service()),
+            "= new stays",
+            "{gone:?}: neither an empty list nor a part first"
+        );
+        server.wait_for_watches(3);
+        server.apply(service("newer"));
+        assert_eq!(short(&source.service()), "+ newer", "{gone:?}");
+    }
+}
+
+#[test]
+fn a_watch_that_expires_leads_to_a_new_list() {
+    let server = started();
+    server.apply(service("web"));
+    let mut source = Source::start_watching(&server);
+    server.expire_watches();
+    assert_eq!(short(&source.service()), "= web");
+    assert_eq!(short(&source.slice()), "=");
+    assert_eq!(short(&source.node()), "=");
+}
+
+#[test]
+fn a_forbidden_kind_is_named_and_recovers() {
+    let server = started();
+    server.apply(service("web"));
+    server.apply(slice("web-1"));
+    server.forbid(Resource::Services);
+    let mut source = Source::start(&server);
+    let problems = source.problems("watch services");
+    let [problem] = &problems[..] else {
+        panic!("one problem expected: {problems:?}")
+    };
+    assert_eq!(problem.object, "watch services");
+    for part in [
+        "forbidden",
+        "list and watch on services",
+        "manifests/rbac.yaml",
+        "cannot list resource",
+    ] {
+        assert!(problem.reason.contains(part), "{part:?} is missing: {problem}");
+    }
+    assert_eq!(short(&source.slice()), "= web-1", "the other kinds go on");
+
+    server.wait_for_requests("three more attempts", |requests| {
+        lists(requests, Resource::Services) >= 4
+    });
+    server.allow_all();
+    assert_eq!(source.problems("watch services"), [], "said once, then taken back");
+    assert_eq!(short(&source.service()), "= web");
+}
+
+#[test]
+fn refused_credentials_are_named() {
+    let server = started();
+    server.fail(401);
+    let mut source = Source::start(&server);
+    for kind in ["services", "endpointslices", "nodes"] {
+        let problems = source.problems(&format!("watch {kind}"));
+        let [problem] = &problems[..] else {
+            panic!("one problem expected: {problems:?}")
+        };
+        assert!(
+            problem.reason.contains("unauthorized") && problem.reason.contains("credentials"),
+            "{problem}"
+        );
+    }
+    server.allow_all();
+    assert_eq!(source.problems("watch services"), []);
+}
+
+#[test]
+fn a_server_that_goes_and_comes_back_changes_nothing() {
+    let mut server = started();
+    server.apply(service("web"));
+    let mut source = Source::start_watching(&server);
+    server.stop();
+    let problems = source.problems("watch services");
+    let [problem] = &problems[..] else {
+        panic!("one problem expected: {problems:?}")
+    };
+    for part in ["can't reach", &server.address().to_string(), "Connection refused"] {
+        assert!(problem.reason.contains(part), "{part:?} is missing: {problem}");
+    }
+    server.restart().expect("the port is free again");
+    assert_eq!(
+        source.problems("watch services"),
+        [],
+        "taken back although no object changed"
+    );
+    server.apply(service("new"));
+    assert_eq!(short(&source.service()), "+ new", "nothing was told in between");
+    assert_eq!(lists(&server.requests(), Resource::Services), 1);
+}
+
+#[test]
+fn a_server_that_is_not_there_yet_is_waited_for() {
+    let mut server = started();
+    server.apply(service("web"));
+    server.stop();
+    let mut source = Source::start(&server);
+    assert_eq!(source.problems("watch services").len(), 1);
+    server.restart().expect("the port is free again");
+    assert_eq!(source.problems("watch services"), []);
+    assert_eq!(short(&source.service()), "= web");
+}
+
+#[test]
+fn an_unreadable_object_is_named_and_left_out() {
+    let server = started();
+    let mut nonsense = service("nonsense");
+    nonsense["spec"]["ports"] = json!([{"port": "http"}]);
+    server.apply(nonsense.clone());
+    server.apply(service("web"));
+    let mut source = Source::start(&server);
+    let problems = source.problems("watch services");
+    let [problem] = &problems[..] else {
+        panic!("one problem expected: {problems:?}")
+    };
+    assert_eq!(problem.object, "Service default/nonsense");
+    assert!(problem.reason.contains("http"), "what is wrong is missing: {problem}");
+    assert_eq!(short(&source.service()), "= web", "the rest of the list goes on");
+
+    server.wait_for_watches(3);
+    server.apply(service("nonsense"));
+    assert_eq!(source.problems("watch services"), []);
+    assert_eq!(short(&source.service()), "+ nonsense");
+
+    server.apply(nonsense);
+    assert_eq!(source.problems("watch services").len(), 1);
+    assert_eq!(short(&source.service()), "- nonsense", "as after a restart");
+    server.apply(service("after"));
+    assert_eq!(short(&source.service()), "+ after", "the rest of the watch goes on");
+    server.delete(Resource::Services, "default", "nonsense");
+    assert_eq!(source.problems("watch services"), [], "gone with its object");
+}
+
+#[test]
+fn it_ends_when_nobody_listens() {
+    let server = started();
+    let source = Source::start_watching(&server);
+    let Source { runtime, events, .. } = source;
+    drop(events);
+    server.wait_for_watches(0);
+    drop(runtime);
+}
+
+#[test]
+fn an_unusable_kubeconfig_is_named() {
+    let runtime = Runtime::new().expect("a runtime");
+    let directory = tempfile::tempdir().expect("a directory");
+    let missing = directory.path().join("missing");
+    let nonsense = directory.path().join("nonsense");
+    fs::write(&nonsense, "clusters: 7").expect("a file");
+    for path in [&missing, &nonsense] {
+        let error = runtime
+            .block_on(Kubernetes::new(Some(path), NODE_NAME.to_owned()))
+            .err();
+        assert!(matches!(error, Some(ConfigError::Kubeconfig { .. })), "{error:?}");
+        let text = error.map(|error| error.to_string()).unwrap_or_default();
+        assert!(text.contains(&path.display().to_string()), "{text}");
+    }
+}
