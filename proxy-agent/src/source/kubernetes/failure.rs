@@ -77,13 +77,19 @@ impl From<kube::Error> for Failure {
     fn from(error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => status.into(),
-            kube::Error::SerdeError(error) => Self::Unreadable(error.to_string()),
+            kube::Error::SerdeError(error) => error.into(),
             kube::Error::FromUtf8(error) => Self::Unreadable(error.to_string()),
             // Their own text adds only the kind of error; the cause is what helps.
             kube::Error::Service(error) => Self::Unreachable(with_causes(error.as_ref())),
             kube::Error::HyperError(error) => Self::Unreachable(with_causes(&error)),
             error => Self::Unreachable(error.to_string()),
         }
+    }
+}
+
+impl From<serde_json::Error> for Failure {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Unreadable(error.to_string())
     }
 }
 

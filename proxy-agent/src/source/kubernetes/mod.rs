@@ -108,16 +108,11 @@ impl Kubernetes {
             labels: None,
             fields: Some(format!("metadata.name={}", self.node_name)),
         };
-        let watch = (self.client, self.server, events.clone());
-        let all = async {
-            tokio::join!(
-                Watch::<Service>::new(&watch, services, Event::Service).run(),
-                Watch::<EndpointSlice>::new(&watch, visible, Event::EndpointSlice).run(),
-                Watch::<Node>::new(&watch, this_node, Event::Node).run(),
-            )
-        };
+        let services = Watch::<Service>::new(&self, services, Event::Service, &events);
+        let slices = Watch::<EndpointSlice>::new(&self, visible, Event::EndpointSlice, &events);
+        let node = Watch::<Node>::new(&self, this_node, Event::Node, &events);
         tokio::select! {
-            _ = all => {}
+            _ = async { tokio::join!(services.run(), slices.run(), node.run()) } => {}
             // Where nothing happens, nobody would notice otherwise.
             () = events.closed() => {}
         }

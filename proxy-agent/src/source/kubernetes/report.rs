@@ -10,6 +10,7 @@ use crate::{
     source::Event,
 };
 
+/// The problems of one watch.
 pub(super) struct Report {
     /// Such as `watch services`
     origin: String,

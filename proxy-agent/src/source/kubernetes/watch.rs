@@ -8,19 +8,21 @@ use std::{collections::BTreeMap, fmt::Debug, pin::pin, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use futures::{Stream, StreamExt as _};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
 use kube::{
-    Api, Client, Resource, ResourceExt as _,
+    Api, Resource, ResourceExt as _,
     api::{ListParams, WatchEvent, WatchParams},
-    core::DeserializeGuard,
+    core::{DeserializeGuard, Request},
 };
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
 use tokio::{
     sync::mpsc::{Sender, error::SendError},
     time::{sleep, timeout},
 };
 use tracing::debug;
 
-use super::{failure::Failure, report::Report};
+use super::{Kubernetes, failure::Failure, report::Report};
 use crate::{
     model::{ObjectName, Problem},
     source::{Change, Event},
@@ -75,13 +77,14 @@ where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     pub(super) fn new(
-        (client, server, events): &(Client, String, Sender<Event>),
+        source: &Kubernetes,
         selectors: Selectors,
         into_event: fn(Change<K>) -> Event,
+        events: &Sender<Event>,
     ) -> Self {
         Self {
-            api: Api::all(client.clone()),
-            server: server.clone(),
+            api: Api::all(source.client.clone()),
+            server: source.server.clone(),
             selectors,
             into_event,
             events: events.clone(),
@@ -133,8 +136,13 @@ where
             ..ListParams::default()
         };
         loop {
-            let page = within(ANSWER_LIMIT, self.api.list(&params)).await?;
-            for object in page.items {
+            let page = self.page(&params).await?;
+            for text in page.items.unwrap_or_default() {
+                let object = match serde_json::from_str(text.get()) {
+                    Ok(object) => DeserializeGuard(Ok(object)),
+                    // What is wrong, and with which object; reading all of them like this takes three times as long.
+                    Err(_) => serde_json::from_str(text.get())?,
+                };
                 match read(object) {
                     Ok(object) => listed.objects.push(object),
                     Err((name, problem)) => _ = listed.unreadable.insert(name, problem),
@@ -154,6 +162,13 @@ where
         }
     }
 
+    async fn page(&self, params: &ListParams) -> Result<Page, Failure> {
+        let request = Request::new(self.api.resource_url())
+            .list(params)
+            .map_err(kube::Error::BuildRequest)?;
+        within(ANSWER_LIMIT, self.api.clone().into_client().request(request)).await
+    }
+
     /// Watches from a version on, over any number of connections, until the API server has forgotten the version.
     async fn watch(&mut self, mut version: String) -> Result<(), Closed> {
         let params = WatchParams {
@@ -170,52 +185,52 @@ where
                     self.report.working().await?;
                     self.drain(stream, &mut version).await?
                 }
-                Err(failure) => Err(failure),
+                Err(failure) => Some(failure),
             };
             match end {
-                Ok(()) => self.pause(Duration::ZERO).await,
-                Err(Failure::Expired) => {
+                None => self.pause(Duration::ZERO).await,
+                Some(Failure::Expired) => {
                     debug!("{}: version {version} is forgotten, listing again", K::plural(&()));
                     self.pause(Duration::ZERO).await;
                     return Ok(());
                 }
-                Err(failure) => self.failed(&failure).await?,
+                Some(failure) => self.failed(&failure).await?,
             }
         }
     }
 
-    /// Tells what one connection brings, and keeps `version` at the last that was told. A connection that ends, however
-    /// it ends, is no failure yet: whether there is another shows when it is resumed.
+    /// Tells what one connection brings, and keeps `version` at the last that was told. Returns the failure the API server
+    /// ended it with. A lost connection is none yet: whether there is another shows when the watch is resumed.
     async fn drain(
         &mut self,
         stream: impl Stream<Item = kube::Result<WatchEvent<DeserializeGuard<K>>>>,
         version: &mut String,
-    ) -> Result<Result<(), Failure>, Closed> {
+    ) -> Result<Option<Failure>, Closed> {
         let mut stream = pin!(stream);
         while let Ok(Some(event)) = timeout(SILENCE_LIMIT, stream.next()).await {
             match event {
                 Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
                     let seen = object.resource_version();
                     self.apply(object).await?;
-                    version.clone_from(&seen.unwrap_or_default());
+                    advance(version, seen);
                 }
                 Ok(WatchEvent::Deleted(object)) => {
                     let name = name_of(&object);
                     self.report.readable(&name).await?;
                     self.tell(Change::Delete(name)).await?;
-                    version.clone_from(&object.resource_version().unwrap_or_default());
+                    advance(version, object.resource_version());
                 }
-                Ok(WatchEvent::Bookmark(bookmark)) => version.clone_from(&bookmark.metadata.resource_version),
-                Ok(WatchEvent::Error(status)) => return Ok(Err(status.into())),
+                Ok(WatchEvent::Bookmark(bookmark)) => advance(version, Some(bookmark.metadata.resource_version)),
+                Ok(WatchEvent::Error(status)) => return Ok(Some(status.into())),
                 Err(kube::Error::ReadEvents(error)) => {
                     debug!("watch {}: connection lost: {error}", K::plural(&()));
                     break;
                 }
-                Err(error) => return Ok(Err(error.into())),
+                Err(error) => return Ok(Some(error.into())),
             }
             self.backoff = RETRY.build();
         }
-        Ok(Ok(()))
+        Ok(None)
     }
 
     /// Tells a new or changed object. One that can't be read counts as gone: what is served is what the objects say now,
@@ -251,6 +266,14 @@ where
     }
 }
 
+/// One page of a list. Its objects are read one by one, for the sake of those beside an unreadable one.
+#[derive(Deserialize)]
+struct Page {
+    metadata: ListMeta,
+    /// Null is another way to write an empty list.
+    items: Option<Vec<Box<RawValue>>>,
+}
+
 /// A complete list.
 struct Listed<K> {
     objects: Vec<K>,
@@ -274,6 +297,13 @@ fn read<K: Resource<DynamicType = ()>>(object: DeserializeGuard<K>) -> Result<K,
             };
             Err((name, problem))
         }
+    }
+}
+
+/// Moves on to the version of what was told last. Without a version nothing is said about how far that was.
+fn advance(version: &mut String, seen: Option<String>) {
+    if let Some(seen) = seen.filter(|seen| !seen.is_empty()) {
+        *version = seen;
     }
 }
 
