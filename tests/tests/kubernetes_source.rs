@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, VecDeque},
     fs,
+    path::Path,
     time::Duration,
 };
 
@@ -38,11 +39,15 @@ struct Source {
 
 impl Source {
     fn start(server: &ApiServer) -> Self {
-        let runtime = Runtime::new().expect("a runtime");
         let directory = tempfile::tempdir().expect("a directory");
         let kubeconfig = server.kubeconfig(directory.path()).expect("a kubeconfig");
+        Self::start_with(directory, &kubeconfig)
+    }
+
+    fn start_with(directory: TempDir, kubeconfig: &Path) -> Self {
+        let runtime = Runtime::new().expect("a runtime");
         let source = runtime
-            .block_on(Kubernetes::new(Some(&kubeconfig), NODE_NAME.to_owned()))
+            .block_on(Kubernetes::new(Some(kubeconfig), NODE_NAME.to_owned()))
             .expect("the kubeconfig is usable");
         let (sender, events) = mpsc::channel(16);
         runtime.spawn(source.run(sender));
@@ -488,6 +493,26 @@ fn a_server_that_is_not_there_yet_is_waited_for() {
     server.restart().expect("the port is free again");
     assert_eq!(source.problems("watch services"), []);
     assert_eq!(short(&source.service()), "= web");
+}
+
+#[test]
+fn a_server_that_speaks_no_tls_is_named() {
+    let server = started();
+    let directory = tempfile::tempdir().expect("a directory");
+    let kubeconfig = server.kubeconfig(directory.path()).expect("a kubeconfig");
+    let text = fs::read_to_string(&kubeconfig).expect("it was written above");
+    fs::write(&kubeconfig, text.replace("http://", "https://")).expect("a file");
+    let mut source = Source::start_with(directory, &kubeconfig);
+    let problems = source.problems("watch services");
+    let [problem] = &problems[..] else {
+        panic!("one problem expected: {problems:?}")
+    };
+    assert!(
+        problem
+            .reason
+            .contains(&format!("can't reach https://{}", server.address())),
+        "{problem}"
+    );
 }
 
 #[test]

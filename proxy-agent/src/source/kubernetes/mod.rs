@@ -2,6 +2,9 @@
 //!
 //! Each kind has a [`watch::Watch`] of its own, so one that is forbidden doesn't hold up the others. Invariant: what was
 //! told last stays true until the API server itself says otherwise; a lost connection changes nothing.
+//!
+//! What goes wrong is logged once, here. The target `kube_client` logs every failed attempt as an error on top of that:
+//! filter it out.
 
 use std::path::{Path, PathBuf};
 
@@ -78,7 +81,7 @@ impl Kubernetes {
         };
         // The client's own retries would hide an overloaded API server for minutes; the watches retry, and say so.
         config.default_retry = false;
-        let server = config.cluster_url.to_string();
+        let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         match Client::try_from(config) {
             Ok(client) => Ok(Self {
                 client,
