@@ -320,3 +320,53 @@ async fn within<T>(limit: Duration, request: impl Future<Output = kube::Result<T
         Err(_) => Err(Failure::Silent(limit)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use k8s_openapi::api::core::v1::Node;
+    use kube::{Client, Config};
+    use tokio::{sync::mpsc, time::Instant};
+
+    use super::*;
+
+    fn nowhere(events: &Sender<Event>) -> Watch<Node> {
+        let config = Config::new("http://127.0.0.1:1".parse().expect("a URL"));
+        let source = Kubernetes {
+            client: Client::try_from(config).expect("a client"),
+            server: String::new(),
+            node_name: String::new(),
+        };
+        Watch::new(&source, Selectors::default(), Event::Node, events)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_connection_is_given_up() {
+        let (sender, _receiver) = mpsc::channel(1);
+        let mut version = "7".to_owned();
+        let start = Instant::now();
+        let end = nowhere(&sender).drain(futures::stream::pending(), &mut version).await;
+        assert!(matches!(end, Ok(None)), "{end:?}");
+        assert_eq!(version, "7", "the next connection resumes there");
+        assert!(start.elapsed() >= SILENCE_LIMIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_without_answer_is_given_up() {
+        let answer = within::<()>(ANSWER_LIMIT, pending()).await;
+        assert!(matches!(answer, Err(Failure::Silent(ANSWER_LIMIT))), "{answer:?}");
+    }
+
+    #[test]
+    fn retries_begin_at_once_and_stay_within_half_a_minute() {
+        let delays: Vec<_> = RETRY.build().take(20).collect();
+        assert!(delays[0] <= Duration::from_millis(200), "{delays:?}");
+        assert!(delays[19] >= Duration::from_secs(15), "{delays:?}");
+        assert!(
+            delays.iter().all(|delay| *delay <= Duration::from_secs(30)),
+            "{delays:?}"
+        );
+        assert_eq!(delays.len(), 20, "they never end");
+    }
+}

@@ -1,142 +1,18 @@
 //! The agent's Kubernetes source against the test API server: lists, watches, and everything that may happen to them.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    fs,
-    path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs, time::Duration};
 
-use k8s_openapi::api::{
-    core::v1::{Node, Service},
-    discovery::v1::EndpointSlice,
-};
-use proxy_agent::{
-    model::Problem,
-    source::{
-        Change, Event,
-        kubernetes::{ConfigError, Kubernetes},
-    },
+use proxy_agent::source::{
+    Change,
+    kubernetes::{ConfigError, Kubernetes},
 };
 use proxy_tests::api_server::{ApiServer, Gone, Request, Resource, Verb};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use tokio::{runtime::Runtime, sync::mpsc, time::timeout};
+use tokio::runtime::Runtime;
 
-const NODE_NAME: &str = "worker-1";
+use self::harness::{NODE_NAME, Source, short};
 
-/// How long an event may take. Only a failing test waits that long.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// The source under test, at work.
-struct Source {
-    runtime: Runtime,
-    events: mpsc::Receiver<Event>,
-    /// Events of other kinds that arrived meanwhile
-    others: VecDeque<Event>,
-    _directory: TempDir,
-}
-
-impl Source {
-    fn start(server: &ApiServer) -> Self {
-        let directory = tempfile::tempdir().expect("a directory");
-        let kubeconfig = server.kubeconfig(directory.path()).expect("a kubeconfig");
-        Self::start_with(directory, &kubeconfig)
-    }
-
-    fn start_with(directory: TempDir, kubeconfig: &Path) -> Self {
-        let runtime = Runtime::new().expect("a runtime");
-        let source = runtime
-            .block_on(Kubernetes::new(Some(kubeconfig), NODE_NAME.to_owned()))
-            .expect("the kubeconfig is usable");
-        let (sender, events) = mpsc::channel(16);
-        runtime.spawn(source.run(sender));
-        Self {
-            runtime,
-            events,
-            others: VecDeque::new(),
-            _directory: directory,
-        }
-    }
-
-    /// Starts, and waits until all three kinds are listed and watched.
-    fn start_watching(server: &ApiServer) -> Self {
-        let mut source = Self::start(server);
-        source.service();
-        source.slice();
-        source.node();
-        server.wait_for_watches(3);
-        source
-    }
-
-    /// The next event that is wanted; the others stay.
-    fn next<T>(&mut self, what: &str, wanted: impl Fn(&Event) -> Option<T>) -> T {
-        if let Some((index, found)) = self
-            .others
-            .iter()
-            .enumerate()
-            .find_map(|(index, event)| Some((index, wanted(event)?)))
-        {
-            self.others.remove(index);
-            return found;
-        }
-        loop {
-            let event = self
-                .runtime
-                .block_on(async { timeout(PATIENCE, self.events.recv()).await });
-            let event = event.unwrap_or_else(|_| panic!("no {what} within {PATIENCE:?}; but {:?}", self.others));
-            let event = event.expect("the source never ends by itself");
-            match wanted(&event) {
-                Some(found) => return found,
-                None => self.others.push_back(event),
-            }
-        }
-    }
-
-    fn service(&mut self) -> Change<Service> {
-        self.next("Service event", |event| match event {
-            Event::Service(change) => Some(change.clone()),
-            _ => None,
-        })
-    }
-
-    fn slice(&mut self) -> Change<EndpointSlice> {
-        self.next("EndpointSlice event", |event| match event {
-            Event::EndpointSlice(change) => Some(change.clone()),
-            _ => None,
-        })
-    }
-
-    fn node(&mut self) -> Change<Node> {
-        self.next("Node event", |event| match event {
-            Event::Node(change) => Some(change.clone()),
-            _ => None,
-        })
-    }
-
-    fn problems(&mut self, of: &str) -> Vec<Problem> {
-        self.next(&format!("problems of {of}"), |event| match event {
-            Event::Problems { origin, problems } if origin == of => Some(problems.clone()),
-            _ => None,
-        })
-    }
-}
-
-/// A change in short: `= a b` for a replacement, `+ a` and `- a` for single objects.
-fn short<K: k8s_openapi::Metadata<Ty = k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta>>(
-    change: &Change<K>,
-) -> String {
-    let name = |object: &K| object.metadata().name.clone().unwrap_or_default();
-    match change {
-        Change::Replace(objects) => {
-            let names: BTreeSet<_> = objects.iter().map(name).collect();
-            assert_eq!(names.len(), objects.len(), "an object is listed twice");
-            names.into_iter().fold("=".to_owned(), |text, name| text + " " + &name)
-        }
-        Change::Apply(object) => format!("+ {}", name(object)),
-        Change::Delete(object) => format!("- {}", object.name),
-    }
-}
+mod harness;
 
 fn service(name: &str) -> Value {
     json!({
