@@ -1,0 +1,104 @@
+//! `build`: the kernel programs, then the agent that embeds them.
+
+mod object;
+
+use std::{
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
+
+use anyhow::Result;
+
+use crate::{process, setup, setup::Toolchain, workspace};
+
+/// Flags of the kernel programs: debug information becomes BTF, which names the maps' fields for bpftool; v3 has atomics
+/// with results and 32-bit jumps (kernel 5.12); packets and keys are read in whole words wherever they lie, which
+/// the kernel allows on the processors we run on.
+const EBPF_FLAGS: &str =
+    "-C debuginfo=2 -C link-arg=--btf -C target-cpu=v3 -C target-feature=+allows-misaligned-mem-access";
+
+/// The target of the kernel programs.
+const EBPF_TARGET: &str = "bpfel-unknown-none";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Builds the agent with optimisations
+    #[arg(long)]
+    release: bool,
+}
+
+/// How the programs of user space are optimised. The kernel programs always are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// For tests and the demo
+    Dev,
+    /// For use and benchmarks
+    Release,
+}
+
+/// Runs the task.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let profile = if options.release {
+        Profile::Release
+    } else {
+        Profile::Dev
+    };
+    let agent = all(&setup::toolchain()?, profile)?;
+    println!("{}", agent.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the kernel programs and the agent; returns the agent's path.
+pub(crate) fn all(toolchain: &Toolchain, profile: Profile) -> Result<PathBuf> {
+    kernel_programs(toolchain)?;
+    program("proxy-agent", "proxy-agent", profile)
+}
+
+/// Builds the kernel programs and puts them where the agent's build script looks.
+pub(crate) fn kernel_programs(toolchain: &Toolchain) -> Result<()> {
+    process::step("building the kernel programs");
+    process::run(ebpf_cargo(
+        Command::new(&toolchain.compiler.cargo).arg("build"),
+        toolchain,
+    ))?;
+    let built = workspace::ebpf_target().join(EBPF_TARGET).join("release/proxy-ebpf");
+    object::publish(&built, &workspace::ebpf_object(), toolchain.compiler.llvm_major)
+}
+
+/// Completes a cargo command to one on the kernel programs.
+pub(crate) fn ebpf_cargo<'a>(command: &'a mut Command, toolchain: &Toolchain) -> &'a mut Command {
+    command
+        .args(["--release", "--target", EBPF_TARGET, "-Z", "build-std=core"])
+        .current_dir(workspace::ebpf_crate())
+        .env("RUSTC", &toolchain.compiler.rustc)
+        .env("CARGO", &toolchain.compiler.cargo)
+        // `-Z build-std` is unstable; the library source is of the same release as the compiler.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTFLAGS", EBPF_FLAGS)
+        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &toolchain.linker)
+        .env("CARGO_TARGET_DIR", workspace::ebpf_target())
+        // Those of the toolchain that runs this task.
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env_remove("LD_LIBRARY_PATH")
+        .env_remove("RUSTUP_TOOLCHAIN")
+        .env_remove("RUSTC_WRAPPER")
+        .env_remove("RUSTC_WORKSPACE_WRAPPER")
+}
+
+/// Builds a program of the workspace; returns its path.
+pub(crate) fn program(package: &str, name: &str, profile: Profile) -> Result<PathBuf> {
+    process::step(&format!("building {name}"));
+    let mut command = Command::new(workspace::cargo());
+    command
+        .args(["build", "--package", package, "--bin", name])
+        .current_dir(workspace::root());
+    let directory = match profile {
+        Profile::Dev => "debug",
+        Profile::Release => {
+            command.arg("--release");
+            "release"
+        }
+    };
+    process::run(&mut command)?;
+    Ok(workspace::target().join(directory).join(name))
+}

@@ -1,0 +1,149 @@
+//! `test`: everything that must hold, in one run.
+
+mod tally;
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+    thread,
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    build::{self, Profile},
+    process, setup,
+    setup::Toolchain,
+    workspace,
+};
+use tally::Tally;
+
+/// Runs the task. The last line printed is the tally, whatever happens.
+pub(crate) fn run() -> ExitCode {
+    let start = Instant::now();
+    let mut tally = Tally::default();
+    if let Err(error) = run_all(&mut tally) {
+        eprintln!("error: {error:#}");
+        tally.fail("setup and build");
+    }
+    eprintln!("==> done after {:.0?}", start.elapsed());
+    println!("{tally}");
+    if tally.is_success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn run_all(tally: &mut Tally) -> Result<()> {
+    let toolchain = setup::toolchain()?;
+    for problem in setup::tools(&toolchain) {
+        eprintln!("missing: {problem}");
+    }
+    let agent = build::all(&toolchain, Profile::Dev)?;
+    check_formatting(tally);
+    check_lints(&toolchain, tally);
+    run_tests(&agent, tally)
+}
+
+fn check_formatting(tally: &mut Tally) {
+    for (name, directory) in [
+        ("rustfmt: workspace", workspace::root().to_owned()),
+        ("rustfmt: proxy-ebpf", workspace::ebpf_crate()),
+    ] {
+        let mut command = Command::new(workspace::cargo());
+        command.args(["fmt", "--all", "--check"]).current_dir(directory);
+        let installed = workspace::cargo().with_file_name("cargo-fmt").is_file();
+        check(
+            name,
+            &mut command,
+            installed,
+            "type `rustup component add rustfmt`",
+            tally,
+        );
+    }
+}
+
+fn check_lints(toolchain: &Toolchain, tally: &mut Tally) {
+    let mut command = Command::new(workspace::cargo());
+    command
+        .args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
+        .current_dir(workspace::root());
+    let installed = workspace::cargo().with_file_name("cargo-clippy").is_file();
+    check(
+        "clippy: workspace",
+        &mut command,
+        installed,
+        "type `rustup component add clippy`",
+        tally,
+    );
+
+    let clippy = toolchain.compiler.cargo_clippy();
+    let mut command = Command::new(clippy.as_deref().unwrap_or(Path::new("cargo-clippy")));
+    build::ebpf_cargo(command.arg("clippy"), toolchain).args(["--", "-D", "warnings"]);
+    let advice = "no clippy beside the eBPF compiler; `cargo xtask setup` says where to get it";
+    check("clippy: proxy-ebpf", &mut command, clippy.is_some(), advice, tally);
+}
+
+/// Runs a command as a test of this name.
+fn check(name: &str, command: &mut Command, installed: bool, advice: &str, tally: &mut Tally) {
+    process::step(name);
+    if !installed {
+        tally.skip(&format!("{name}: {advice}"));
+    } else if let Err(error) = process::run(command) {
+        eprintln!("{error:#}");
+        tally.fail(name);
+    } else {
+        tally.pass(1);
+    }
+}
+
+/// Runs `cargo test` and counts what it says. Tests that find that they can't run here append a line to
+/// `PROXY_SKIPPED_FILE`; the test harness takes them for passed.
+fn run_tests(agent: &Path, tally: &mut Tally) -> Result<()> {
+    process::step("cargo test");
+    let skipped = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
+    let mut command = Command::new(workspace::cargo());
+    command
+        .args(["test", "--workspace", "--no-fail-fast"])
+        .current_dir(workspace::root())
+        .env("PROXY_AGENT", agent)
+        .env("PROXY_SKIPPED_FILE", skipped.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("cannot start `{}`", process::typed(&command)))?;
+    let output = BufReader::new(child.stdout.take().context("no pipe from cargo test")?);
+    let errors = BufReader::new(child.stderr.take().context("no pipe from cargo test")?);
+    let mut counted = Tally::default();
+    // Both are passed on in whole lines, so that they don't break each other where they go to one place.
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for line in errors.lines().map_while(Result::ok) {
+                eprintln!("{line}");
+            }
+        });
+        for line in output.lines().map_while(Result::ok) {
+            println!("{line}");
+            counted.read(&line);
+        }
+    });
+    let status = child.wait().context("cannot wait for cargo test")?;
+    for line in fs::read_to_string(skipped.path())
+        .context("cannot read the list of skipped tests")?
+        .lines()
+    {
+        counted.skip_passed(line);
+    }
+    if !status.success() && counted.is_success() {
+        eprintln!("`{}`: {status}", process::typed(&command));
+        counted.fail("cargo test");
+    }
+    tally.add(counted);
+    Ok(())
+}
