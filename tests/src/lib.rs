@@ -1,3 +1,4 @@
 //! The lab and what tests share.
 
 pub mod api_server;
+pub mod skip;
