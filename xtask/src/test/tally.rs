@@ -5,7 +5,8 @@ use std::fmt;
 /// A count of tests.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    passed: usize,
+    /// Signed: a test is heard to skip before the harness counts it as passed
+    passed: i32,
     failed: usize,
     skipped: usize,
     /// Names of failed tests
@@ -15,9 +16,9 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Counts tests that passed.
-    pub(super) fn pass(&mut self, count: usize) {
-        self.passed += count;
+    /// Counts a test that passed.
+    pub(super) fn pass(&mut self) {
+        self.passed += 1;
     }
 
     /// Counts a test that failed.
@@ -32,15 +33,14 @@ impl Tally {
         self.skips.push(test_and_reason.to_owned());
     }
 
-    /// Counts a test as skipped that has been counted as passed.
-    pub(super) fn skip_passed(&mut self, test_and_reason: &str) {
-        self.passed = self.passed.saturating_sub(1);
-        self.skip(test_and_reason);
-    }
-
-    /// Counts what a line of the test harness's output says: `test NAME ... FAILED`, and
-    /// `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s`.
+    /// Counts what a line of the tests' output says: `test NAME ... FAILED`,
+    /// `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s`, and
+    /// `SKIPPED NAME: REASON` of a test that the harness takes for passed.
     pub(super) fn read(&mut self, line: &str) {
+        if let Some(test_and_reason) = line.strip_prefix("SKIPPED ") {
+            self.passed -= 1;
+            self.skip(test_and_reason);
+        }
         let Some(text) = line.strip_prefix("test ") else { return };
         if let Some(name) = text.strip_suffix(" ... FAILED") {
             self.failures.push(name.to_owned());
@@ -50,11 +50,11 @@ impl Tally {
         };
         for count in counts.split("; ") {
             let (number, what) = count.split_once(' ').unwrap_or_default();
-            let Ok(number) = number.parse::<usize>() else { continue };
+            let Ok(number) = number.parse::<u16>() else { continue };
             match what {
-                "passed" => self.passed += number,
-                "failed" => self.failed += number,
-                "ignored" => self.skipped += number,
+                "passed" => self.passed += i32::from(number),
+                "failed" => self.failed += usize::from(number),
+                "ignored" => self.skipped += usize::from(number),
                 _ => (),
             }
         }
@@ -100,6 +100,7 @@ mod tests {
         let mut tally = Tally::default();
         for line in [
             "running 5 tests",
+            "SKIPPED lab::pods: not root",
             "test model::tests::a ... ok",
             "test model::tests::b ... FAILED",
             "test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.01s",
@@ -107,7 +108,6 @@ mod tests {
         ] {
             tally.read(line);
         }
-        tally.skip_passed("lab::pods: not root");
         assert_eq!(
             tally.to_string(),
             "SKIPPED lab::pods: not root\nFAILED model::tests::b\n6 passed, 1 failed, 2 skipped"
@@ -118,7 +118,8 @@ mod tests {
     #[test]
     fn checks_and_tests_add_up() {
         let mut tally = Tally::default();
-        tally.pass(2);
+        tally.pass();
+        tally.pass();
         let mut other = Tally::default();
         other.skip("clippy: not installed");
         tally.add(other);
