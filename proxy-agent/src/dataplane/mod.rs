@@ -1,1 +1,179 @@
 //! Loads, pins and attaches the programs and writes the maps. The only room with `unsafe` and aya; knows no Kubernetes.
+//!
+//! [`Dataplane`] is the front door: the agent tells it what to serve and which devices there are. What it pins goes on
+//! forwarding when the agent ends; the next agent takes it over with [`Dataplane::open`].
+
+pub mod address;
+mod attach;
+pub mod cleanup;
+pub mod collect;
+pub mod edge;
+pub mod flow;
+pub mod kernel;
+pub mod memory;
+pub mod network;
+mod object;
+pub mod pin;
+pub mod programmer;
+mod raw;
+pub mod service_name;
+mod shape;
+pub mod table;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use proxy_common::layout::Timeouts;
+
+use self::{
+    attach::Attacher,
+    collect::Collector,
+    edge::{Edge, Role},
+    object::Programs,
+    pin::{PinDirectory, PinLock},
+    programmer::Programmer,
+};
+use crate::{
+    model::{ObjectName, Problem},
+    plan::Frontend,
+};
+
+pub use attach::Method;
+pub use object::has_programs;
+
+/// How the dataplane is to be set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where to pin
+    pub pin: PinDirectory,
+    /// How to attach
+    pub attach: Method,
+    /// Number of entries of new tables, by name; tables that are pinned already keep theirs
+    pub table_sizes: BTreeMap<String, u32>,
+    /// Flow timeouts
+    pub timeouts: Timeouts,
+    /// How often flows are looked through for those whose time is over
+    pub collect_interval: Duration,
+}
+
+impl Options {
+    /// What is usual, pinned at `pin`.
+    pub fn new(pin: PinDirectory) -> Self {
+        Self {
+            pin,
+            attach: Method::default(),
+            table_sizes: BTreeMap::new(),
+            timeouts: Timeouts::DEFAULT,
+            collect_interval: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The programs and tables in the kernel, held by this process alone.
+pub struct Dataplane {
+    programs: Programs,
+    attacher: Attacher,
+    programmer: Programmer,
+    collector: Collector,
+    collect_interval: Duration,
+    collect_next: Duration,
+    device_problems: Vec<Problem>,
+    _lock: PinLock,
+}
+
+/// The time since boot that the datapath's clock counts (`CLOCK_MONOTONIC`); what methods here take as `now`.
+pub fn now() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
+}
+
+impl Dataplane {
+    /// Loads the programs and takes over what is pinned. Attaches and writes nothing: what the last agent left goes on
+    /// forwarding as it is.
+    ///
+    /// # Errors
+    /// If the pin directory can't be used or another agent has it, a pinned map has another shape, or the kernel refuses;
+    /// each says what to do.
+    pub fn open(options: Options, now: Duration) -> Result<Self> {
+        let lock = options.pin.claim()?;
+        let programs = Programs::load(&options.pin, &options.table_sizes, options.timeouts)?;
+        let programmer =
+            Programmer::load(kernel::open(&options.pin)?, now).context("cannot read the tables of the last agent")?;
+        Ok(Self {
+            programs,
+            programmer,
+            collector: Collector::new(kernel::open(&options.pin)?, options.timeouts),
+            attacher: Attacher::new(options.pin, options.attach),
+            collect_interval: options.collect_interval,
+            collect_next: now + options.collect_interval,
+            device_problems: Vec::new(),
+            _lock: lock,
+        })
+    }
+
+    /// Makes the tables hold exactly this plan: the first thing to do when all there is to serve is known.
+    pub fn replace(&mut self, frontends: Vec<Frontend>, now: Duration) {
+        self.programmer.replace(frontends, now);
+    }
+
+    /// Makes the tables hold exactly these frontends of the Services named, none for one that is gone.
+    pub fn apply(&mut self, changes: BTreeMap<ObjectName, Vec<Frontend>>, now: Duration) {
+        self.programmer.apply(changes, now);
+    }
+
+    /// Serves these edges (see [`edge::edges`]), by interface index, and no others.
+    pub fn set_edges(&mut self, edges: &BTreeMap<u32, Edge>, now: Duration) {
+        let devices = edges.iter().map(|(&index, edge)| (index, edge.device())).collect();
+        // The entry first: a program must find it with the first packet.
+        self.programmer.set_devices(&devices, now);
+        let pods = edges.iter().filter(|(_, edge)| edge.role == Role::Pod);
+        let pods = pods.map(|(&index, edge)| (index, edge.name.clone())).collect();
+        self.device_problems = self
+            .attacher
+            .sync(&mut self.programs, &pods)
+            .into_iter()
+            .map(|(name, error)| Problem {
+                object: format!("device {name}"),
+                field: String::new(),
+                reason: format!("{error:#}"),
+            })
+            .collect();
+    }
+
+    /// Does what time brings: frees old endpoint sets, tries again what failed, removes old flows. To be called about
+    /// once a second.
+    pub fn tick(&mut self, now: Duration) {
+        self.programmer.tick(now);
+        if now < self.collect_next {
+            return;
+        }
+        self.collect_next = now + self.collect_interval;
+        match self.collector.collect(now) {
+            Ok(usage) => {
+                self.programmer.reclaim(&usage);
+                if usage.removed > 0 {
+                    tracing::debug!(removed = usage.removed, kept = usage.kept, "old flow entries removed");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "old flows could not be removed"),
+        }
+    }
+
+    /// What is not as it should be, and is being tried again.
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems = self.programmer.problems();
+        problems.extend(self.device_problems.iter().cloned());
+        problems
+    }
+}
+
+/// The interface names of now by index, for listings.
+pub fn device_names() -> HashMap<u32, String> {
+    let interfaces = nix::net::if_::if_nameindex();
+    let interfaces = interfaces.iter().flatten();
+    interfaces
+        .map(|interface| (interface.index(), interface.name().to_string_lossy().into_owned()))
+        .collect()
+}

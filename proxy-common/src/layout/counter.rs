@@ -28,3 +28,22 @@ plain! {
     Counter = 16;
     ServiceCounter = 24;
 }
+
+impl core::iter::Sum for Counter {
+    fn sum<I: Iterator<Item = Self>>(counters: I) -> Self {
+        counters.fold(Self::default(), |sum, counter| Self {
+            packets: sum.packets + counter.packets,
+            bytes: sum.bytes + counter.bytes,
+        })
+    }
+}
+
+impl core::iter::Sum for ServiceCounter {
+    fn sum<I: Iterator<Item = Self>>(counters: I) -> Self {
+        counters.fold(Self::default(), |sum, counter| Self {
+            connections: sum.connections + counter.connections,
+            packets: sum.packets + counter.packets,
+            bytes: sum.bytes + counter.bytes,
+        })
+    }
+}

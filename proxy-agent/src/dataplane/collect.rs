@@ -1,0 +1,238 @@
+//! Removes flows whose time is over, and tells what the others still use.
+
+use std::{collections::HashSet, time::Duration};
+
+use proxy_common::layout::{FlowKey, FlowValue, INGRESS, TICK_SHIFT, Timeouts};
+
+use super::{
+    address::Address,
+    flow,
+    programmer::filter::bit_of,
+    table::{BoxedTable, TableError, Tables},
+};
+
+/// What the flows use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FlowUsage {
+    /// When the scan began, since boot
+    pub began: Duration,
+    /// Ids of their service ports
+    pub services: HashSet<u32>,
+    /// Bits of `frontend_filter` that they need
+    pub frontend_bits: HashSet<u32>,
+    /// Bits of `backend_filter` that they need
+    pub backend_bits: HashSet<u32>,
+    /// Entries that stay
+    pub kept: u64,
+    /// Entries removed
+    pub removed: u64,
+}
+
+/// Removes old flows from the tables.
+pub struct Collector {
+    v4: BoxedTable<FlowKey<[u8; 4]>, FlowValue<[u8; 4]>>,
+    v6: BoxedTable<FlowKey<[u8; 16]>, FlowValue<[u8; 16]>>,
+    timeouts: Timeouts,
+}
+
+impl Collector {
+    /// A collector for these tables.
+    pub fn new(tables: Tables, timeouts: Timeouts) -> Self {
+        Self {
+            v4: tables.v4.flows,
+            v6: tables.v6.flows,
+            timeouts,
+        }
+    }
+
+    /// Looks at every flow once; `now` is the time since boot (`CLOCK_MONOTONIC`).
+    ///
+    /// # Errors
+    /// If a table can't be read or written.
+    pub fn collect(&mut self, now: Duration) -> Result<FlowUsage, TableError> {
+        let mut usage = FlowUsage {
+            began: now,
+            ..FlowUsage::default()
+        };
+        collect(&mut *self.v4, &self.timeouts, now, &mut usage)?;
+        collect(&mut *self.v6, &self.timeouts, now, &mut usage)?;
+        Ok(usage)
+    }
+}
+
+/// The datapath's clock at a time since boot.
+pub fn tick(now: Duration) -> u32 {
+    // A tick is over a second: 32 bits last for 146 years.
+    u32::try_from(now.as_nanos() >> TICK_SHIFT).unwrap_or(u32::MAX)
+}
+
+fn collect<A: Address>(
+    flows: &mut dyn super::table::Table<FlowKey<A>, FlowValue<A>>,
+    timeouts: &Timeouts,
+    now: Duration,
+    usage: &mut FlowUsage,
+) -> Result<(), TableError> {
+    let now = tick(now);
+    let shortest = [
+        timeouts.tcp_opening,
+        timeouts.tcp_established,
+        timeouts.tcp_closing,
+        timeouts.udp_opening,
+        timeouts.udp_established,
+    ]
+    .into_iter()
+    .min()
+    .unwrap_or(0);
+    // What was used lately stays whatever its state: most flows need no look at their other half.
+    let mut idle = Vec::new();
+    flows.scan(&mut |key, value| {
+        if now.saturating_sub(value.last_seen) < shortest {
+            note(&key, &value, usage);
+        } else {
+            idle.push((key, value));
+        }
+    })?;
+    for (key, value) in idle {
+        let (twin_key, _) = flow::twin(&key, &value);
+        let twin = flows.get(&twin_key)?;
+        // A packet may have come since the scan.
+        let Some(value) = flows.get(&key)? else { continue };
+        let last_seen = twin.map_or(value.last_seen, |twin| twin.last_seen.max(value.last_seen));
+        let timeout = flow::state(key.protocol, Some(&value), twin.as_ref()).timeout(timeouts);
+        if now.saturating_sub(last_seen) < timeout {
+            note(&key, &value, usage);
+            continue;
+        }
+        usage.removed += u64::from(flows.remove(&key)?);
+        if twin.is_some() {
+            usage.removed += u64::from(flows.remove(&twin_key)?);
+        }
+    }
+    Ok(())
+}
+
+/// A hook looks at both addresses of a packet: either may be the one that the filter has to let through.
+fn note<A: Address>(key: &FlowKey<A>, value: &FlowValue<A>, usage: &mut FlowUsage) {
+    usage.kept += 1;
+    usage.services.insert(value.service);
+    let bits = if key.direction == INGRESS {
+        &mut usage.frontend_bits
+    } else {
+        &mut usage.backend_bits
+    };
+    bits.extend([bit_of(&key.source), bit_of(&key.destination)]);
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_common::layout::{EGRESS, flow_flags, history};
+
+    use super::*;
+    use crate::dataplane::{memory::Memory, table::Table as _};
+
+    const CLIENT: ([u8; 4], u16) = ([10, 244, 0, 5], 40000);
+    const FRONTEND: ([u8; 4], u16) = ([10, 96, 0, 1], 80);
+    const BACKEND: ([u8; 4], u16) = ([10, 244, 1, 7], 8080);
+
+    /// Time since boot of a tick.
+    fn at(tick: u32) -> Duration {
+        Duration::from_nanos(u64::from(tick) << TICK_SHIFT)
+    }
+
+    fn insert(memory: &Memory, protocol: u8, last_seen: (u32, u32), history: (u8, u8)) -> [FlowKey<[u8; 4]>; 2] {
+        let key = FlowKey::new(INGRESS, protocol, CLIENT, FRONTEND);
+        let value = FlowValue {
+            address: BACKEND.0,
+            port: BACKEND.1,
+            other_port: CLIENT.1,
+            service: 3,
+            last_seen: last_seen.0,
+            history: history.0,
+            ..FlowValue::default()
+        };
+        let (twin_key, twin) = flow::twin(&key, &value);
+        let mut flows = memory.v4.flows.clone();
+        flows.insert(&key, &value).expect("room");
+        let twin = FlowValue {
+            last_seen: last_seen.1,
+            history: history.1,
+            ..twin
+        };
+        flows.insert(&twin_key, &twin).expect("room");
+        [key, twin_key]
+    }
+
+    fn left(memory: &Memory) -> usize {
+        memory.v4.flows.entries().expect("readable").len()
+    }
+
+    fn collected(memory: &Memory, now: u32) -> FlowUsage {
+        Collector::new(memory.tables(), Timeouts::DEFAULT)
+            .collect(at(now))
+            .expect("readable")
+    }
+
+    #[test]
+    fn twins_undo_each_other() {
+        let key = FlowKey::new(INGRESS, 6, CLIENT, FRONTEND);
+        let value = FlowValue {
+            address: BACKEND.0,
+            port: BACKEND.1,
+            other_port: 50000,
+            ..FlowValue::default()
+        };
+        let (twin_key, twin) = flow::twin(&key, &value);
+        assert_eq!(twin_key, FlowKey::new(EGRESS, 6, BACKEND, (CLIENT.0, 50000)));
+        assert_eq!(twin.flags, flow_flags::REPLY);
+        assert_eq!(flow::twin(&twin_key, &twin), (key, value));
+    }
+
+    /// behaviour.md 7.10: an established TCP flow stays for a day, one that was never answered for two minutes.
+    #[test]
+    fn flows_go_when_the_time_of_their_state_is_over() {
+        let seen = history::SEEN;
+        let timeouts = Timeouts::DEFAULT;
+        for (protocol, history, timeout) in [
+            (6, (seen, 0), timeouts.tcp_opening),
+            (6, (seen, seen), timeouts.tcp_established),
+            (6, (seen | history::RST, seen), timeouts.tcp_closing),
+            (17, (seen, 0), timeouts.udp_opening),
+            (17, (seen, seen), timeouts.udp_established),
+        ] {
+            let memory = Memory::default();
+            insert(&memory, protocol, (1000, 1000), history);
+            assert_eq!(
+                collected(&memory, 1000 + timeout - 1).removed,
+                0,
+                "protocol {protocol} {history:?}"
+            );
+            assert_eq!(
+                collected(&memory, 1000 + timeout).removed,
+                2,
+                "protocol {protocol} {history:?}"
+            );
+            assert_eq!(left(&memory), 0);
+        }
+    }
+
+    /// One busy half keeps both: a download sends packets one way for most of the time.
+    #[test]
+    fn either_half_keeps_the_flow() {
+        let memory = Memory::default();
+        insert(&memory, 17, (1000, 2000), (history::SEEN, history::SEEN));
+        assert_eq!(collected(&memory, 2010).kept, 2);
+        assert_eq!(left(&memory), 2);
+    }
+
+    #[test]
+    fn usage_names_services_and_filter_bits() {
+        let memory = Memory::default();
+        insert(&memory, 6, (1000, 1000), (history::SEEN, history::SEEN));
+        let usage = collected(&memory, 1001);
+        assert_eq!(usage.services, HashSet::from([3]));
+        assert!(usage.frontend_bits.contains(&bit_of(&FRONTEND.0)));
+        assert!(usage.backend_bits.contains(&bit_of(&BACKEND.0)));
+        // Masquerade at the backend's egress is found by the destination.
+        assert!(usage.backend_bits.contains(&bit_of(&CLIENT.0)));
+    }
+}

@@ -1,0 +1,240 @@
+//! The tables as pinned BPF maps.
+
+use std::{
+    io,
+    iter::Sum,
+    marker::PhantomData,
+    os::fd::{AsFd as _, OwnedFd},
+};
+
+use anyhow::{Context as _, Result};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use proxy_common::layout::{Plain, TableKind, TableSpec, tables};
+
+use super::{
+    pin::PinDirectory,
+    raw::{self, Raw},
+    shape,
+    table::{BoxedTable, FamilyTables, Table, TableError, Tables},
+};
+
+/// Opens every pinned table.
+///
+/// # Errors
+/// If one is missing or of another shape.
+pub fn open(pin: &PinDirectory) -> Result<Tables> {
+    pin.check_pinned()?;
+    Ok(Tables {
+        v4: FamilyTables {
+            services: hash(pin, tables::SERVICES_V4)?,
+            slots: hash(pin, tables::SLOTS_V4)?,
+            flows: hash(pin, tables::FLOWS_V4)?,
+        },
+        v6: FamilyTables {
+            services: hash(pin, tables::SERVICES_V6)?,
+            slots: hash(pin, tables::SLOTS_V6)?,
+            flows: hash(pin, tables::FLOWS_V6)?,
+        },
+        service_names: hash(pin, tables::SERVICE_NAMES)?,
+        devices: hash(pin, tables::DEVICES)?,
+        frontend_filter: array(pin, tables::FRONTEND_FILTER)?,
+        backend_filter: array(pin, tables::BACKEND_FILTER)?,
+        reason_counts: per_cpu(pin, tables::REASON_COUNTS)?,
+        service_counts: per_cpu(pin, tables::SERVICE_COUNTS)?,
+    })
+}
+
+fn hash<K: Plain + Send, V: Plain + Send>(pin: &PinDirectory, spec: TableSpec) -> Result<BoxedTable<K, V>> {
+    Ok(Box::new(KernelHash(KernelMap::open(pin, spec)?, PhantomData)))
+}
+
+fn array<V: Plain + Send>(pin: &PinDirectory, spec: TableSpec) -> Result<BoxedTable<u32, V>> {
+    Ok(Box::new(KernelArray(KernelMap::open(pin, spec)?, PhantomData)))
+}
+
+fn per_cpu<V>(pin: &PinDirectory, spec: TableSpec) -> Result<BoxedTable<u32, V>>
+where
+    V: Plain + Default + Send + Sum,
+{
+    Ok(Box::new(KernelPerCpu(KernelMap::open(pin, spec)?, PhantomData)))
+}
+
+/// A pinned map that has been compared with its table.
+struct KernelMap {
+    /// The table, with the number of entries that the map really has
+    spec: TableSpec,
+    map: Map,
+    /// The map again, for what aya can't do
+    fd: OwnedFd,
+}
+
+impl KernelMap {
+    fn open(pin: &PinDirectory, spec: TableSpec) -> Result<Self> {
+        let path = pin.map(spec.name);
+        let max_entries = shape::check(&path, &spec)?.with_context(|| {
+            format!(
+                "table {} is not pinned at {}: start an agent",
+                spec.name,
+                path.display()
+            )
+        })?;
+        let cannot_open = || format!("cannot open the map pinned at {}", path.display());
+        let data = MapData::from_pin(&path).with_context(cannot_open)?;
+        let fd = data.fd().as_fd().try_clone_to_owned().with_context(cannot_open)?;
+        let map = match spec.kind {
+            TableKind::Hash | TableKind::SparseHash => Map::HashMap(data),
+            TableKind::Array => Map::Array(data),
+            TableKind::PerCpuArray => Map::PerCpuArray(data),
+        };
+        Ok(Self {
+            spec: TableSpec { max_entries, ..spec },
+            map,
+            fd,
+        })
+    }
+
+    fn error(&self, error: MapError) -> TableError {
+        let source = match error {
+            MapError::SyscallError(error) => error.io_error,
+            MapError::OutOfBounds { .. } => return self.full(),
+            other => io::Error::other(other),
+        };
+        // The kernel's word for a full map is E2BIG.
+        if source.raw_os_error() == Some(libc::E2BIG) {
+            return self.full();
+        }
+        self.kernel_error(source)
+    }
+
+    const fn full(&self) -> TableError {
+        TableError::Full {
+            table: self.spec.name,
+            limit: self.spec.max_entries,
+        }
+    }
+
+    const fn kernel_error(&self, source: io::Error) -> TableError {
+        TableError::Kernel {
+            table: self.spec.name,
+            source,
+        }
+    }
+
+    fn no_removal(&self) -> TableError {
+        self.kernel_error(io::Error::other("entries of an array can't be removed"))
+    }
+}
+
+struct KernelHash<K, V>(KernelMap, PhantomData<(K, V)>);
+
+impl<K: Plain + Send, V: Plain + Send> Table<K, V> for KernelHash<K, V> {
+    fn max_entries(&self) -> u32 {
+        self.0.spec.max_entries
+    }
+
+    fn get(&self, key: &K) -> Result<Option<V>, TableError> {
+        let map = HashMap::<_, Raw<K>, Raw<V>>::try_from(&self.0.map).map_err(|error| self.0.error(error))?;
+        match map.get(&Raw(*key), 0) {
+            Ok(Raw(value)) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(self.0.error(error)),
+        }
+    }
+
+    fn insert(&mut self, key: &K, value: &V) -> Result<(), TableError> {
+        HashMap::<_, Raw<K>, Raw<V>>::try_from(&mut self.0.map)
+            .and_then(|mut map| map.insert(Raw(*key), Raw(*value), 0))
+            .map_err(|error| self.0.error(error))
+    }
+
+    fn remove(&mut self, key: &K) -> Result<bool, TableError> {
+        let removed =
+            HashMap::<_, Raw<K>, Raw<V>>::try_from(&mut self.0.map).and_then(|mut map| map.remove(&Raw(*key)));
+        match removed {
+            Ok(()) => Ok(true),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(self.0.error(error)),
+        }
+    }
+
+    fn scan(&self, each: &mut dyn FnMut(K, V)) -> Result<(), TableError> {
+        raw::scan(self.0.fd.as_fd(), each).map_err(|error| self.0.kernel_error(error))
+    }
+}
+
+struct KernelArray<V>(KernelMap, PhantomData<V>);
+
+impl<V: Plain + Send> Table<u32, V> for KernelArray<V> {
+    fn max_entries(&self) -> u32 {
+        self.0.spec.max_entries
+    }
+
+    fn get(&self, key: &u32) -> Result<Option<V>, TableError> {
+        let map = Array::<_, Raw<V>>::try_from(&self.0.map).map_err(|error| self.0.error(error))?;
+        match map.get(key, 0) {
+            Ok(Raw(value)) => Ok(Some(value)),
+            Err(MapError::OutOfBounds { .. }) => Ok(None),
+            Err(error) => Err(self.0.error(error)),
+        }
+    }
+
+    fn insert(&mut self, key: &u32, value: &V) -> Result<(), TableError> {
+        Array::<_, Raw<V>>::try_from(&mut self.0.map)
+            .and_then(|mut map| map.set(*key, Raw(*value), 0))
+            .map_err(|error| self.0.error(error))
+    }
+
+    fn remove(&mut self, _key: &u32) -> Result<bool, TableError> {
+        Err(self.0.no_removal())
+    }
+
+    fn scan(&self, each: &mut dyn FnMut(u32, V)) -> Result<(), TableError> {
+        raw::scan(self.0.fd.as_fd(), each).map_err(|error| self.0.kernel_error(error))
+    }
+}
+
+struct KernelPerCpu<V>(KernelMap, PhantomData<V>);
+
+impl<V: Plain + Default + Send + Sum> Table<u32, V> for KernelPerCpu<V> {
+    fn max_entries(&self) -> u32 {
+        self.0.spec.max_entries
+    }
+
+    fn get(&self, key: &u32) -> Result<Option<V>, TableError> {
+        let map = PerCpuArray::<_, Raw<V>>::try_from(&self.0.map).map_err(|error| self.0.error(error))?;
+        match map.get(key, 0) {
+            Ok(values) => Ok(Some(values.iter().map(|Raw(value)| *value).sum())),
+            Err(MapError::OutOfBounds { .. }) => Ok(None),
+            Err(error) => Err(self.0.error(error)),
+        }
+    }
+
+    fn insert(&mut self, key: &u32, value: &V) -> Result<(), TableError> {
+        let cpus = aya::util::nr_cpus().map_err(|(path, error)| {
+            self.0
+                .kernel_error(io::Error::new(error.kind(), format!("{path}: {error}")))
+        })?;
+        let mut values = vec![Raw(V::default()); cpus];
+        if let Some(first) = values.first_mut() {
+            *first = Raw(*value);
+        }
+        let values = PerCpuValues::try_from(values).map_err(|error| self.0.kernel_error(error))?;
+        PerCpuArray::<_, Raw<V>>::try_from(&mut self.0.map)
+            .and_then(|mut map| map.set(*key, values, 0))
+            .map_err(|error| self.0.error(error))
+    }
+
+    fn remove(&mut self, _key: &u32) -> Result<bool, TableError> {
+        Err(self.0.no_removal())
+    }
+
+    fn scan(&self, each: &mut dyn FnMut(u32, V)) -> Result<(), TableError> {
+        for key in 0..self.max_entries() {
+            if let Some(value) = self.get(&key)? {
+                each(key, value);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,194 @@
+//! Looks at the node's devices over netlink, and waits for them to change.
+//!
+//! Level-triggered: an event only says "look again", so a lost one costs nothing but time.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context as _, Result};
+use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    route::{RouteAttribute, RouteMessage},
+};
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, sys::SocketAddr};
+use tokio::task::JoinHandle;
+
+use super::edge::{Link, LinkAddress, LinkKind, Network};
+
+/// A watch on the devices of the network namespace it was opened in.
+pub struct NetworkWatch {
+    handle: Handle,
+    events: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    connection: JoinHandle<()>,
+}
+
+impl Drop for NetworkWatch {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl NetworkWatch {
+    /// Opens the watch; needs a tokio runtime.
+    ///
+    /// # Errors
+    /// If there is no netlink socket to be had.
+    pub fn open() -> Result<Self> {
+        let (connection, handle, events) = rtnetlink::new_multicast_connection(&[
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ])
+        .context("cannot open a netlink socket")?;
+        Ok(Self {
+            handle,
+            events,
+            connection: tokio::spawn(connection),
+        })
+    }
+
+    /// The devices, addresses and default routes of now.
+    ///
+    /// # Errors
+    /// If the kernel doesn't tell.
+    pub async fn network(&self) -> Result<Network> {
+        let links = self.handle.link().get().execute().try_collect::<Vec<_>>();
+        let links = links.await.context("cannot list the devices")?;
+        let addresses = self.handle.address().get().execute().try_collect::<Vec<_>>();
+        let addresses = addresses.await.context("cannot list the addresses")?;
+        let routes = [
+            RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        ];
+        let mut network = Network {
+            links: links.iter().map(link).collect(),
+            addresses: addresses.iter().filter_map(address).collect(),
+            ..Network::default()
+        };
+        for family in routes {
+            let routes = self.handle.route().get(family).execute().try_collect::<Vec<_>>();
+            let routes = routes.await.context("cannot list the routes")?;
+            let defaults = routes.iter().filter(|route| is_default(route));
+            network.default_routes.extend(defaults.flat_map(devices_of_route));
+        }
+        Ok(network)
+    }
+
+    /// Waits until something has changed that may matter. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// If the netlink connection is gone.
+    pub async fn changed(&mut self) -> Result<()> {
+        loop {
+            let (event, _) = self.events.next().await.context("the netlink connection is gone")?;
+            if matters(&event.payload) {
+                break;
+            }
+        }
+        // What else happened up to now is seen by the same look.
+        while self.events.try_recv().is_ok() {}
+        Ok(())
+    }
+}
+
+/// Whether an event may change the edges. Routes other than default ones come and go with every pod.
+fn matters(event: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+    match event {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)) => {
+            is_default(route)
+        }
+        _ => true,
+    }
+}
+
+fn link(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        kind: if message.header.flags.contains(LinkFlags::Loopback) {
+            LinkKind::Loopback
+        } else {
+            LinkKind::Other
+        },
+        master: None,
+        peer_elsewhere: false,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Controller(master) => link.master = Some(*master),
+            LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    if let LinkInfo::Kind(kind) = info {
+                        link.kind = link_kind(kind);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    link
+}
+
+fn link_kind(kind: &InfoKind) -> LinkKind {
+    match kind {
+        InfoKind::Veth | InfoKind::Netkit => LinkKind::Pair,
+        InfoKind::Bridge => LinkKind::Bridge,
+        InfoKind::Dummy => LinkKind::Dummy,
+        InfoKind::Vxlan
+        | InfoKind::Geneve
+        | InfoKind::IpIp
+        | InfoKind::Ip6Tnl
+        | InfoKind::SitTun
+        | InfoKind::GreTun
+        | InfoKind::GreTun6
+        | InfoKind::GreTap
+        | InfoKind::GreTap6
+        | InfoKind::Wireguard => LinkKind::Tunnel,
+        _ => LinkKind::Other,
+    }
+}
+
+/// An address that can be a packet's source: global, and not still being checked for duplicates (RFC 4862, 5.4).
+fn address(message: &AddressMessage) -> Option<LinkAddress> {
+    let unusable = AddressFlags::Tentative | AddressFlags::Dadfailed;
+    let (mut local, mut peer) = (None::<IpAddr>, None::<IpAddr>);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Flags(flags) if flags.intersects(unusable) => return None,
+            AddressAttribute::Local(address) => local = Some(*address),
+            AddressAttribute::Address(address) => peer = Some(*address),
+            _ => {}
+        }
+    }
+    (message.header.scope == AddressScope::Universe).then_some(LinkAddress {
+        index: message.header.index,
+        // IPv4 tells both, the second being the other end of a point-to-point link; IPv6 only the second.
+        address: local.or(peer)?,
+        prefix: message.header.prefix_len,
+    })
+}
+
+fn is_default(route: &RouteMessage) -> bool {
+    route.header.destination_prefix_length == 0
+        && route.header.kind == netlink_packet_route::route::RouteType::Unicast
+        && route.header.table == netlink_packet_route::route::RouteHeader::RT_TABLE_MAIN
+}
+
+fn devices_of_route(route: &RouteMessage) -> Vec<u32> {
+    let mut devices = Vec::new();
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => devices.push(*index),
+            RouteAttribute::MultiPath(hops) => devices.extend(hops.iter().map(|hop| hop.interface_index)),
+            _ => {}
+        }
+    }
+    devices
+}

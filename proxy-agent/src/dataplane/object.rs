@@ -1,0 +1,127 @@
+//! The eBPF programs: embedded, loaded into the kernel, their maps pinned.
+
+use std::{collections::BTreeMap, io};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{ProgramError, SchedClassifier},
+    util::KernelVersion,
+};
+use proxy_common::layout::{Settings, Timeouts, tables};
+
+use super::{attach::Hook, pin::PinDirectory, raw::Raw, shape};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/proxy-ebpf.o"));
+
+/// Whether this agent was built with its eBPF programs.
+pub fn has_programs() -> bool {
+    !OBJECT.is_empty()
+}
+
+/// `BPF_F_IPV6` of `bpf_l4_csum_replace` (include/uapi/linux/bpf.h), since Linux 6.16.
+const BPF_F_IPV6: u32 = 0x80;
+
+/// The loaded programs.
+pub(super) struct Programs {
+    ebpf: Ebpf,
+}
+
+impl Programs {
+    /// Loads the programs and opens or pins their maps. `sizes` holds the number of entries of new tables by name;
+    /// tables that are pinned already keep theirs.
+    ///
+    /// # Errors
+    /// If the agent was built without the programs, a pinned map has another shape, or the kernel refuses.
+    pub(super) fn load(pin: &PinDirectory, sizes: &BTreeMap<String, u32>, timeouts: Timeouts) -> Result<Self> {
+        if !has_programs() {
+            bail!("this agent was built without its eBPF programs: build it with `cargo xtask build`");
+        }
+        if let Some(unknown) = sizes
+            .keys()
+            .find(|name| tables::ALL.iter().all(|spec| spec.name != *name))
+        {
+            bail!("no table is called {unknown}");
+        }
+        shape::check_all(pin)?;
+        if !std::path::Path::new("/sys/kernel/btf/vmlinux").exists() {
+            tracing::warn!("this kernel has no BTF (/sys/kernel/btf/vmlinux): `bpftool map dump` shows no field names");
+        }
+        let settings = Raw(Settings {
+            timeouts,
+            ipv6_checksum_flag: ipv6_checksum_flag()?,
+        });
+        let mut loader = EbpfLoader::new();
+        loader.override_global("SETTINGS", &settings, true);
+        for spec in &tables::ALL {
+            loader.map_pin_path(spec.name, pin.map(spec.name));
+            if let Some(&entries) = sizes.get(spec.name) {
+                loader.map_max_entries(spec.name, entries);
+            }
+        }
+        let mut programs = Self {
+            ebpf: loader
+                .load(OBJECT)
+                .map_err(|error| explain(error.into()).context("cannot make the BPF maps"))?,
+        };
+        for hook in Hook::ALL {
+            programs
+                .program(hook)?
+                .load()
+                .map_err(|error| verification(hook, error))?;
+        }
+        Ok(programs)
+    }
+
+    /// The program of a hook.
+    pub(super) fn program(&mut self, hook: Hook) -> Result<&mut SchedClassifier> {
+        let name = hook.name();
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .with_context(|| format!("the eBPF object has no program {name}"))?;
+        program.try_into().with_context(|| format!("program {name}"))
+    }
+}
+
+fn ipv6_checksum_flag() -> Result<u32> {
+    let version = KernelVersion::current().map_err(|error| anyhow!("cannot read the kernel's version: {error}"))?;
+    Ok(if version >= KernelVersion::new(6, 16, 0) {
+        BPF_F_IPV6
+    } else {
+        0
+    })
+}
+
+/// The end of the verifier's log says why it refused.
+fn verification(hook: Hook, error: ProgramError) -> anyhow::Error {
+    const LINES: usize = 20;
+    if let ProgramError::LoadError { verifier_log, .. } = &error {
+        let log = verifier_log.to_string();
+        let lines: Vec<_> = log.lines().collect();
+        let end = lines[lines.len().saturating_sub(LINES)..].join("\n");
+        if !end.is_empty() {
+            let message = format!(
+                "the kernel refused the program {}; its verifier says:\n{end}",
+                hook.name()
+            );
+            return explain(error.into()).context(message);
+        }
+    }
+    explain(error.into()).context(format!("the kernel refused the program {}", hook.name()))
+}
+
+/// Says what to do where the kernel only says EPERM.
+fn explain(error: anyhow::Error) -> anyhow::Error {
+    let denied = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::PermissionDenied);
+    if denied {
+        error.context(
+            "no permission to use BPF: run as root, or with the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+        )
+    } else {
+        error
+    }
+}

@@ -1,0 +1,86 @@
+//! The table `devices`.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use proxy_common::layout::Device;
+
+use super::filter::Filter;
+use crate::dataplane::table::{BoxedTable, TableError};
+
+pub(super) struct Devices {
+    table: BoxedTable<u32, Device>,
+    installed: HashMap<u32, Device>,
+}
+
+impl Devices {
+    /// Reads what is pinned.
+    pub(super) fn load(table: BoxedTable<u32, Device>, frontend_filter: &mut Filter) -> Result<Self, TableError> {
+        let installed: HashMap<_, _> = table.entries()?.into_iter().collect();
+        for device in installed.values() {
+            hold(device, frontend_filter);
+        }
+        Ok(Self { table, installed })
+    }
+
+    /// Makes the table hold exactly these devices; tells what failed, by interface index.
+    pub(super) fn set(
+        &mut self,
+        wanted: &BTreeMap<u32, Device>,
+        frontend_filter: &mut Filter,
+        now: Duration,
+    ) -> Vec<(u32, TableError)> {
+        let mut failed = Vec::new();
+        for (&index, device) in wanted {
+            if self.installed.get(&index) == Some(device) {
+                continue;
+            }
+            let written = admit(device, frontend_filter, now).and_then(|()| self.table.insert(&index, device));
+            match written {
+                Ok(()) => {
+                    hold(device, frontend_filter);
+                    if let Some(old) = self.installed.insert(index, *device) {
+                        release(&old, frontend_filter, now);
+                    }
+                }
+                Err(error) => failed.push((index, error)),
+            }
+        }
+        let gone: Vec<u32> = self
+            .installed
+            .keys()
+            .filter(|index| !wanted.contains_key(index))
+            .copied()
+            .collect();
+        for index in gone {
+            match self.table.remove(&index) {
+                Ok(_) => {
+                    if let Some(old) = self.installed.remove(&index) {
+                        release(&old, frontend_filter, now);
+                    }
+                }
+                Err(error) => failed.push((index, error)),
+            }
+        }
+        failed
+    }
+}
+
+// The way back of a masqueraded packet begins at ingress, with the masquerade address as its destination.
+
+fn admit(device: &Device, filter: &mut Filter, now: Duration) -> Result<(), TableError> {
+    filter.admit(&device.masquerade_v4, now)?;
+    filter.admit(&device.masquerade_v6, now)
+}
+
+fn hold(device: &Device, filter: &mut Filter) {
+    filter.hold(&device.masquerade_v4);
+    filter.hold(&device.masquerade_v6);
+}
+
+fn release(device: &Device, filter: &mut Filter, now: Duration) {
+    filter.release(&device.masquerade_v4, now);
+    filter.release(&device.masquerade_v6, now);
+}

@@ -1,0 +1,279 @@
+//! Writes what the plan says into the tables, so that a packet sees the old or the new endpoint list of a frontend,
+//! never a mixture and never a hole.
+//!
+//! The order of writes: filter bits, the slots of a new endpoint set, the service port's name, the service entry (one
+//! update flips the frontend to the new set), the removal of entries that are gone. Old sets are freed when no lookup
+//! under way can read them any more; ids and filter bits when no flow uses them.
+//!
+//! Pure but for the [`Table`](super::table::Table)s it writes to: time is a parameter, as the time since boot.
+
+mod devices;
+mod family;
+pub(crate) mod filter;
+mod names;
+mod sets;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt::Display,
+    time::Duration,
+};
+
+use proxy_common::layout::Device;
+
+use super::{
+    collect::FlowUsage,
+    table::{TableError, Tables},
+};
+use crate::{
+    model::{ObjectName, Problem},
+    plan::{Family as AddressFamily, Frontend, ServicePort},
+};
+use {devices::Devices, family::Family, filter::Filter, names::Names};
+
+/// How long a lookup under way may still read an endpoint set that no frontend names any more. A program runs for
+/// microseconds; a virtual machine may pause it for longer.
+pub const GRACE: Duration = Duration::from_secs(2);
+
+/// A Service that could not be written as the plan says, and why; tried again each time.
+struct Waiting {
+    frontends: Vec<Frontend>,
+    problems: Vec<Problem>,
+}
+
+/// Keeps the tables as the plan says.
+pub struct Programmer {
+    names: Names,
+    v4: Family<[u8; 4]>,
+    v6: Family<[u8; 16]>,
+    frontend_filter: Filter,
+    backend_filter: Filter,
+    devices: Devices,
+    waiting: BTreeMap<ObjectName, Waiting>,
+    device_problems: Vec<Problem>,
+    /// What went wrong with no Service in particular
+    table_problems: Vec<Problem>,
+    /// A whole plan has been seen: from now on what nobody wants may be freed
+    complete: bool,
+}
+
+/// The Service of a service port.
+fn object_of(port: &ServicePort) -> ObjectName {
+    ObjectName {
+        namespace: port.namespace.clone(),
+        name: port.service.clone(),
+    }
+}
+
+impl Programmer {
+    /// Reads what the tables hold, so that only differences are written later. Writes nothing.
+    ///
+    /// # Errors
+    /// If a table can't be read.
+    pub fn load(tables: Tables, now: Duration) -> Result<Self, TableError> {
+        let names = Names::load(tables.service_names, tables.service_counts, now)?;
+        let mut frontend_filter = Filter::load(tables.frontend_filter, now)?;
+        let mut backend_filter = Filter::load(tables.backend_filter, now)?;
+        Ok(Self {
+            v4: Family::load(tables.v4, &names, &mut frontend_filter, &mut backend_filter)?,
+            v6: Family::load(tables.v6, &names, &mut frontend_filter, &mut backend_filter)?,
+            devices: Devices::load(tables.devices, &mut frontend_filter)?,
+            names,
+            frontend_filter,
+            backend_filter,
+            waiting: BTreeMap::new(),
+            device_problems: Vec::new(),
+            table_problems: Vec::new(),
+            complete: false,
+        })
+    }
+
+    /// Makes the tables hold exactly this plan.
+    pub fn replace(&mut self, frontends: Vec<Frontend>, now: Duration) {
+        let mut changes: BTreeMap<ObjectName, Vec<Frontend>> =
+            self.names.objects().map(|object| (object, Vec::new())).collect();
+        for frontend in frontends {
+            changes
+                .entry(object_of(&frontend.service_port))
+                .or_default()
+                .push(frontend);
+        }
+        self.waiting.clear();
+        self.complete = true;
+        self.program(&changes, now);
+    }
+
+    /// Makes the tables hold exactly these frontends of the Services named; none for one that is gone. All others stay
+    /// as they are.
+    pub fn apply(&mut self, changes: BTreeMap<ObjectName, Vec<Frontend>>, now: Duration) {
+        let waiting = std::mem::take(&mut self.waiting);
+        let mut work: BTreeMap<_, _> = waiting
+            .into_iter()
+            .map(|(object, waiting)| (object, waiting.frontends))
+            .collect();
+        work.extend(changes);
+        self.program(&work, now);
+    }
+
+    /// Frees what is due and tries again what failed.
+    pub fn tick(&mut self, now: Duration) {
+        if self.complete {
+            let freed = self
+                .v4
+                .free(&mut self.backend_filter, now)
+                .and_then(|()| self.v6.free(&mut self.backend_filter, now));
+            if let Err(error) = freed {
+                tracing::warn!(%error, "an old endpoint set could not be freed yet");
+            }
+        }
+        if !self.waiting.is_empty() || !self.table_problems.is_empty() {
+            self.apply(BTreeMap::new(), now);
+        }
+    }
+
+    /// Makes the table of devices hold exactly these, by interface index.
+    pub fn set_devices(&mut self, devices: &BTreeMap<u32, Device>, now: Duration) {
+        let failed = self.devices.set(devices, &mut self.frontend_filter, now);
+        self.device_problems = failed
+            .into_iter()
+            .map(|(index, error)| problem(format!("device {index}"), String::new(), &error))
+            .collect();
+    }
+
+    /// Frees ids and filter bits that a scan of the flows found unused.
+    pub fn reclaim(&mut self, usage: &FlowUsage) {
+        if !self.complete {
+            return;
+        }
+        let reclaimed = self
+            .names
+            .reclaim(&usage.services, usage.began)
+            .and_then(|()| self.frontend_filter.reclaim(&usage.frontend_bits, usage.began))
+            .and_then(|()| self.backend_filter.reclaim(&usage.backend_bits, usage.began));
+        if let Err(error) = reclaimed {
+            tracing::warn!(%error, "ids and filter bits could not be freed yet");
+        }
+    }
+
+    /// What could not be written and is being tried again.
+    pub fn problems(&self) -> Vec<Problem> {
+        let of_services = self.waiting.values().flat_map(|waiting| &waiting.problems);
+        of_services
+            .chain(&self.device_problems)
+            .chain(&self.table_problems)
+            .cloned()
+            .collect()
+    }
+
+    fn program(&mut self, work: &BTreeMap<ObjectName, Vec<Frontend>>, now: Duration) {
+        for (object, frontends) in work {
+            for (port, id) in self.names.of_object(object) {
+                let of_port = || frontends.iter().filter(|frontend| frontend.service_port == port);
+                self.v4
+                    .release(id, &keys(of_port(), AddressFamily::V4, Family::<[u8; 4]>::key));
+                self.v6
+                    .release(id, &keys(of_port(), AddressFamily::V6, Family::<[u8; 16]>::key));
+            }
+        }
+        for (object, frontends) in work {
+            let problems: Vec<_> = frontends
+                .iter()
+                .filter_map(|frontend| self.serve(object, frontend, now).err())
+                .collect();
+            if !problems.is_empty() {
+                let frontends = frontends.clone();
+                self.waiting.insert(object.clone(), Waiting { frontends, problems });
+            }
+        }
+        let removed = [
+            self.v4.remove_released(&mut self.frontend_filter, now),
+            self.v6.remove_released(&mut self.frontend_filter, now),
+        ];
+        self.table_problems = removed
+            .into_iter()
+            .filter_map(Result::err)
+            .map(|error| problem("frontends that are gone".to_owned(), String::new(), &error))
+            .collect();
+        self.v4.retire_idle(now);
+        self.v6.retire_idle(now);
+        for (object, frontends) in work {
+            for (port, id) in self.names.of_object(object) {
+                let wanted = frontends.iter().any(|frontend| frontend.service_port == port);
+                if !wanted && !self.v4.has_frontends(id) && !self.v6.has_frontends(id) {
+                    self.names.retire(id, now);
+                }
+            }
+        }
+    }
+
+    fn serve(&mut self, object: &ObjectName, frontend: &Frontend, now: Duration) -> Result<(), Problem> {
+        let filters = (&mut self.frontend_filter, &mut self.backend_filter);
+        match frontend.family {
+            AddressFamily::V4 => serve(&mut self.v4, &mut self.names, filters, frontend, now),
+            AddressFamily::V6 => serve(&mut self.v6, &mut self.names, filters, frontend, now),
+        }
+        .map_err(|error| {
+            let port = &frontend.service_port;
+            let address = frontend
+                .address
+                .map_or_else(|| "nodePort".to_owned(), |address| address.to_string());
+            let field = format!("{address} port {} {} {}", frontend.port, port.protocol, port.port_name);
+            problem(format!("Service {object}"), field.trim_end().to_owned(), &error)
+        })
+    }
+}
+
+/// Why a frontend is not served as planned.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error("its address is not of its family")]
+    OtherFamily,
+    #[error("{0} has the same address, port and protocol already")]
+    Taken(String),
+    #[error(transparent)]
+    Name(#[from] names::PublishError),
+    #[error(transparent)]
+    Table(#[from] TableError),
+}
+
+fn serve<A: super::address::Address>(
+    family: &mut Family<A>,
+    names: &mut Names,
+    (frontend_filter, backend_filter): (&mut Filter, &mut Filter),
+    frontend: &Frontend,
+    now: Duration,
+) -> Result<(), ServeError> {
+    let key = Family::<A>::key(frontend).ok_or(ServeError::OtherFamily)?;
+    let id = names.id(&frontend.service_port)?;
+    if let Some(port) = family
+        .owner(&key)
+        .filter(|owner| *owner != id)
+        .and_then(|owner| names.port(owner))
+    {
+        return Err(ServeError::Taken(port.to_string()));
+    }
+    let prepared = family.prepare(id, key, frontend, (frontend_filter, backend_filter), now)?;
+    names.publish(id)?;
+    Ok(family.install(&prepared, frontend_filter)?)
+}
+
+fn keys<'a, K: Eq + std::hash::Hash>(
+    frontends: impl Iterator<Item = &'a Frontend>,
+    family: AddressFamily,
+    key: impl Fn(&Frontend) -> Option<K>,
+) -> HashSet<K> {
+    frontends
+        .filter(|frontend| frontend.family == family)
+        .filter_map(key)
+        .collect()
+}
+
+fn problem(object: String, field: String, reason: &impl Display) -> Problem {
+    Problem {
+        object,
+        field,
+        reason: reason.to_string(),
+    }
+}

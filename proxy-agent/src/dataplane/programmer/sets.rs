@@ -1,0 +1,209 @@
+//! Endpoint sets: immutable once written, shared by the frontends of a service port that have equal lists, freed some
+//! time after the last frontend has left them.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::Duration,
+};
+
+use proxy_common::layout::{Backend, SlotKey};
+
+use super::{GRACE, filter::Filter};
+use crate::dataplane::{
+    address::Address,
+    table::{BoxedTable, TableError},
+};
+
+struct Set<A> {
+    service: u32,
+    keys: Vec<SlotKey>,
+    backends: Vec<Backend<A>>,
+    /// Places in service entries that name it
+    users: u32,
+}
+
+struct Retired<A> {
+    deadline: Duration,
+    keys: Vec<SlotKey>,
+    backends: Vec<Backend<A>>,
+}
+
+pub(super) struct Sets<A> {
+    slots: BoxedTable<SlotKey, Backend<A>>,
+    by_id: HashMap<u32, Set<A>>,
+    /// Whole sets of a service port
+    by_service: HashMap<u32, Vec<u32>>,
+    /// Sets that may have lost their last user
+    idle: Vec<u32>,
+    /// Sets that lookups under way may still read
+    retired: HashMap<u32, Retired<A>>,
+    /// The last id given
+    last: u32,
+}
+
+impl<A: Address> Sets<A> {
+    /// Reads what is pinned. `references` are the sets that service entries name: service id, set id and count.
+    pub(super) fn load(
+        slots: BoxedTable<SlotKey, Backend<A>>,
+        references: &[(u32, u32, u32)],
+        filter: &mut Filter,
+    ) -> Result<Self, TableError> {
+        let mut found: HashMap<u32, BTreeMap<u32, Backend<A>>> = HashMap::new();
+        slots.scan(&mut |key, backend| {
+            found.entry(key.set).or_default().insert(key.index, backend);
+        })?;
+        let mut named: HashMap<u32, HashSet<(u32, u32)>> = HashMap::new();
+        for &(service, set, count) in references {
+            named.entry(set).or_default().insert((service, count));
+        }
+        let mut sets = Self {
+            slots,
+            by_id: HashMap::new(),
+            by_service: HashMap::new(),
+            idle: found.keys().copied().collect(),
+            retired: HashMap::new(),
+            last: found.keys().chain(named.keys()).copied().max().unwrap_or(0),
+        };
+        for (id, slots) in found {
+            let by = named.get(&id);
+            // Only a set that is whole and belongs to one service port can be taken over.
+            let whole = by
+                .filter(|by| by.len() == 1)
+                .and_then(|by| by.iter().next())
+                .filter(|(_, count)| slots.len() == *count as usize && slots.keys().copied().eq(0..*count));
+            if let Some((service, _)) = whole {
+                sets.by_service.entry(*service).or_default().push(id);
+            }
+            let set = Set {
+                service: whole.map_or(0, |(service, _)| *service),
+                keys: slots.keys().map(|&index| SlotKey { set: id, index }).collect(),
+                backends: slots.into_values().collect(),
+                users: 0,
+            };
+            for backend in &set.backends {
+                filter.hold(&backend.address);
+            }
+            sets.by_id.insert(id, set);
+        }
+        Ok(sets)
+    }
+
+    /// The set of a service port that holds exactly these endpoints, written if there is none; 0 for no endpoints.
+    pub(super) fn find_or_write(
+        &mut self,
+        service: u32,
+        backends: &[Backend<A>],
+        filter: &mut Filter,
+        now: Duration,
+    ) -> Result<u32, TableError> {
+        if backends.is_empty() {
+            return Ok(0);
+        }
+        for backend in backends {
+            filter.admit(&backend.address, now)?;
+        }
+        let known = self.by_service.get(&service).into_iter().flatten();
+        if let Some(&id) = known
+            .copied()
+            .collect::<Vec<_>>()
+            .iter()
+            .find(|id| self.by_id[*id].backends == backends)
+        {
+            return Ok(id);
+        }
+        let id = self.next_id();
+        let keys: Vec<_> = (0..)
+            .map(|index| SlotKey { set: id, index })
+            .take(backends.len())
+            .collect();
+        for (written, (key, backend)) in keys.iter().zip(backends).enumerate() {
+            if let Err(error) = self.slots.insert(key, backend) {
+                // Nobody names the set yet.
+                for key in &keys[..written] {
+                    self.slots.remove(key)?;
+                }
+                return Err(error);
+            }
+        }
+        for backend in backends {
+            filter.hold(&backend.address);
+        }
+        self.by_service.entry(service).or_default().push(id);
+        self.by_id.insert(
+            id,
+            Set {
+                service,
+                keys,
+                backends: backends.to_vec(),
+                users: 0,
+            },
+        );
+        self.idle.push(id);
+        Ok(id)
+    }
+
+    /// A service entry names the set from now on.
+    pub(super) fn hold(&mut self, id: u32) {
+        if let Some(set) = self.by_id.get_mut(&id) {
+            set.users += 1;
+        }
+    }
+
+    /// A service entry doesn't name the set any more.
+    pub(super) fn release(&mut self, id: u32) {
+        if let Some(set) = self.by_id.get_mut(&id) {
+            set.users -= 1;
+            if set.users == 0 {
+                self.idle.push(id);
+            }
+        }
+    }
+
+    /// Puts the sets without users aside.
+    pub(super) fn retire_idle(&mut self, now: Duration) {
+        for id in std::mem::take(&mut self.idle) {
+            if self.by_id.get(&id).is_none_or(|set| set.users > 0) {
+                continue;
+            }
+            let Some(set) = self.by_id.remove(&id) else { continue };
+            if let Some(ids) = self.by_service.get_mut(&set.service) {
+                ids.retain(|other| *other != id);
+                if ids.is_empty() {
+                    self.by_service.remove(&set.service);
+                }
+            }
+            self.retired.insert(
+                id,
+                Retired {
+                    deadline: now + GRACE,
+                    keys: set.keys,
+                    backends: set.backends,
+                },
+            );
+        }
+    }
+
+    /// Frees the sets put aside long enough ago.
+    pub(super) fn free(&mut self, filter: &mut Filter, now: Duration) -> Result<(), TableError> {
+        let due = self.retired.iter().filter(|(_, set)| set.deadline <= now);
+        for id in due.map(|(id, _)| *id).collect::<Vec<_>>() {
+            for key in &self.retired[&id].keys {
+                self.slots.remove(key)?;
+            }
+            for backend in self.retired.remove(&id).into_iter().flat_map(|set| set.backends) {
+                filter.release(&backend.address, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ids count up; after 2^32 sets they start again, leaving out 0 and what is in use.
+    fn next_id(&mut self) -> u32 {
+        loop {
+            self.last = self.last.wrapping_add(1);
+            if self.last != 0 && !self.by_id.contains_key(&self.last) && !self.retired.contains_key(&self.last) {
+                return self.last;
+            }
+        }
+    }
+}

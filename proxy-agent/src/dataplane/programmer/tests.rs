@@ -1,0 +1,1 @@
+//! The programmer against the in-memory twin.

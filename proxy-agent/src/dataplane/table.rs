@@ -1,0 +1,87 @@
+//! The narrow door to the tables: what the agent does with a BPF map, and nothing else. Behind it stand the pinned maps
+//! ([`super::kernel`]) or their in-memory twin ([`super::memory`]).
+
+use std::io;
+
+use proxy_common::layout::{
+    Backend, Counter, Device, FlowKey, FlowValue, ServiceCounter, ServiceKey, ServiceName, ServiceValue, SlotKey,
+};
+
+/// Why a table could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    /// No room for another entry
+    #[error("table {table} is full: it has room for {limit} entries")]
+    Full {
+        /// Name of the table
+        table: &'static str,
+        /// Its number of entries
+        limit: u32,
+    },
+    /// The kernel refused
+    #[error("table {table}: {source}")]
+    Kernel {
+        /// Name of the table
+        table: &'static str,
+        /// What the kernel said
+        source: io::Error,
+    },
+}
+
+/// One table.
+pub trait Table<K, V>: Send {
+    /// The number of entries it has room for.
+    fn max_entries(&self) -> u32;
+
+    /// The value of a key. In a per-CPU table it is the sum over all CPUs.
+    fn get(&self, key: &K) -> Result<Option<V>, TableError>;
+
+    /// Sets the value of a key. In a per-CPU table the sum over all CPUs is then `value`.
+    fn insert(&mut self, key: &K, value: &V) -> Result<(), TableError>;
+
+    /// Removes a key and says whether it was there. Entries of an array can't be removed.
+    fn remove(&mut self, key: &K) -> Result<bool, TableError>;
+
+    /// Shows every entry; those that the datapath makes or removes meanwhile may be missed.
+    fn scan(&self, each: &mut dyn FnMut(K, V)) -> Result<(), TableError>;
+
+    /// Every entry, in no order.
+    fn entries(&self) -> Result<Vec<(K, V)>, TableError> {
+        let mut entries = Vec::new();
+        self.scan(&mut |key, value| entries.push((key, value)))?;
+        Ok(entries)
+    }
+}
+
+/// Some table behind the door.
+pub type BoxedTable<K, V> = Box<dyn Table<K, V>>;
+
+/// The tables of one address family.
+pub struct FamilyTables<A> {
+    /// Frontends
+    pub services: BoxedTable<ServiceKey<A>, ServiceValue>,
+    /// Endpoint sets
+    pub slots: BoxedTable<SlotKey, Backend<A>>,
+    /// Flows
+    pub flows: BoxedTable<FlowKey<A>, FlowValue<A>>,
+}
+
+/// All tables.
+pub struct Tables {
+    /// Those of IPv4
+    pub v4: FamilyTables<[u8; 4]>,
+    /// Those of IPv6
+    pub v6: FamilyTables<[u8; 16]>,
+    /// Names of service ports by id
+    pub service_names: BoxedTable<u32, ServiceName>,
+    /// Edges by interface index
+    pub devices: BoxedTable<u32, Device>,
+    /// Bits of addresses that may be frontends
+    pub frontend_filter: BoxedTable<u32, u64>,
+    /// Bits of addresses that may be backends
+    pub backend_filter: BoxedTable<u32, u64>,
+    /// Packets and bytes by reason
+    pub reason_counts: BoxedTable<u32, Counter>,
+    /// Traffic by service id
+    pub service_counts: BoxedTable<u32, ServiceCounter>,
+}

@@ -1,0 +1,398 @@
+//! The dataplane against the kernel: each test in a mount and a network namespace of its own, which go with its thread.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use aya::programs::{SchedClassifier, TcAttachType, links::FdLink, links::PinnedLink};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+use proxy_agent::{
+    dataplane::{
+        self, Dataplane, Method, Options,
+        cleanup::cleanup,
+        edge::{Edge, EdgePolicy, Role, edges},
+        kernel,
+        network::NetworkWatch,
+        pin::PinDirectory,
+    },
+    plan::{Family, Frontend, Kind, Protocol, ServicePort},
+};
+
+/// A place to pin and devices to attach to.
+struct Sandbox {
+    bpffs: tempfile::TempDir,
+    pod: OwnedFd,
+}
+
+impl Sandbox {
+    /// `None` where it can't be made; says why.
+    fn new() -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return None;
+        }
+        if !dataplane::has_programs() {
+            eprintln!("skipped: built without the eBPF programs; run `cargo xtask build`");
+            return None;
+        }
+        let namespace = || OwnedFd::from(fs::File::open("/proc/thread-self/ns/net").expect("this thread's namespace"));
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+        let pod = namespace();
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("a network and a mount namespace");
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("a private mount namespace");
+        let bpffs = tempfile::Builder::new()
+            .prefix("dataplane-")
+            .tempdir()
+            .expect("a directory");
+        if let Err(error) = mount(Some("bpf"), bpffs.path(), Some("bpf"), MsFlags::empty(), none) {
+            eprintln!("skipped: no bpffs: {error}");
+            return None;
+        }
+        ip("link set lo up");
+        Some(Self { bpffs, pod })
+    }
+
+    fn pin(&self) -> PinDirectory {
+        PinDirectory::new(self.bpffs.path().join("proxy-agent"))
+    }
+
+    fn open(&self) -> anyhow::Result<Dataplane> {
+        self.open_with(Method::Auto)
+    }
+
+    fn open_with(&self, attach: Method) -> anyhow::Result<Dataplane> {
+        let options = Options {
+            attach,
+            ..Options::new(self.pin())
+        };
+        Dataplane::open(options, dataplane::now())
+    }
+
+    /// A pod's interface, its other end in another namespace.
+    fn add_pod(&self, name: &str) {
+        let pod = format!("/proc/{}/fd/{}", std::process::id(), self.pod.as_raw_fd());
+        ip(&format!("link add {name} type veth peer name p-{name} netns {pod}"));
+        ip(&format!("link set {name} up"));
+    }
+
+    fn link_ids(&self) -> Vec<(PathBuf, u32, u32)> {
+        let mut ids: Vec<_> = files(&self.pin().links())
+            .into_iter()
+            .map(|path| {
+                let info = FdLink::from(PinnedLink::from_pin(&path).expect("a link"))
+                    .info()
+                    .expect("its information");
+                (path, info.id(), info.program_id())
+            })
+            .collect();
+        ids.sort_unstable();
+        ids
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        // The directory can only be removed when nothing is mounted on it.
+        nix::mount::umount2(self.bpffs.path(), nix::mount::MntFlags::MNT_DETACH).expect("unmounted");
+    }
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .expect("ip(8) of iproute2");
+    assert!(
+        output.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn files(directory: &std::path::Path) -> Vec<PathBuf> {
+    fs::read_dir(directory)
+        .expect("a directory")
+        .map(|entry| entry.expect("an entry").path())
+        .collect()
+}
+
+/// The edges of now, as the agent sees them.
+fn look() -> BTreeMap<u32, Edge> {
+    runtime().block_on(async {
+        let watch = NetworkWatch::open().expect("netlink");
+        edges(&watch.network().await.expect("the network"), &EdgePolicy::default())
+    })
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+fn attached(device: &str, hook: TcAttachType) -> Vec<u32> {
+    let (_, programs) = SchedClassifier::query_tcx(device, hook).expect("the kernel's answer");
+    programs.iter().map(aya::programs::ProgramInfo::id).collect()
+}
+
+fn wait_for(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+fn frontend(service: &str, address: &str, endpoints: &[&str]) -> Frontend {
+    let address: SocketAddr = address.parse().expect("an address and port");
+    Frontend {
+        service_port: ServicePort {
+            namespace: "default".to_owned(),
+            service: service.to_owned(),
+            port_name: String::new(),
+            protocol: Protocol::Tcp,
+        },
+        kind: Kind::ClusterIP,
+        family: Family::of(address.ip()),
+        address: Some(address.ip()),
+        port: address.port(),
+        cluster: Some(
+            endpoints
+                .iter()
+                .map(|endpoint| endpoint.parse().expect("an endpoint"))
+                .collect(),
+        ),
+        local: None,
+        has_endpoints: !endpoints.is_empty(),
+    }
+}
+
+fn plan() -> Vec<Frontend> {
+    vec![
+        frontend("web", "10.96.0.1:80", &["10.244.0.5:8080", "10.244.1.5:8080"]),
+        frontend("web", "[fd00:96::1]:80", &["[fd00:244::5]:8080"]),
+    ]
+}
+
+/// design.md 6: the agent's end leaves programs and tables as they are, and the next agent takes them over.
+#[test]
+fn a_restart_keeps_links_and_tables() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.add_pod("pod1");
+    let mut first = sandbox.open().expect("a dataplane");
+    first.set_edges(&look(), dataplane::now());
+    first.replace(plan(), dataplane::now());
+    assert_eq!(first.problems(), []);
+    let links = sandbox.link_ids();
+    assert_eq!(links.len(), 2, "{links:?}");
+    drop(first);
+
+    assert_eq!(attached("pod1", TcAttachType::Ingress).len(), 1, "the program stays");
+    let tables = kernel::open(&sandbox.pin()).expect("tables to read without an agent");
+    let before = (
+        tables.v4.slots.entries().expect("slots"),
+        tables.v6.services.entries().expect("services"),
+    );
+    assert_eq!((before.0.len(), before.1.len()), (2, 1));
+
+    let mut second = sandbox.open().expect("the tables taken over");
+    second.set_edges(&look(), dataplane::now());
+    second.replace(plan(), dataplane::now());
+    assert_eq!(second.problems(), []);
+    let after = (
+        tables.v4.slots.entries().expect("slots"),
+        tables.v6.services.entries().expect("services"),
+    );
+    assert_eq!(before, after);
+    for (old, new) in links.iter().zip(sandbox.link_ids()) {
+        assert_eq!((&old.0, old.1), (&new.0, new.1), "the same link");
+        assert_ne!(old.2, new.2, "with the new agent's program");
+    }
+}
+
+#[test]
+fn one_pin_directory_has_one_agent() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let first = sandbox.open().expect("a dataplane");
+    let message = format!("{:#}", sandbox.open().err().expect("refused"));
+    assert!(
+        message.contains(&format!("process {}", std::process::id())),
+        "{message}"
+    );
+    assert!(format!("{:#}", cleanup(&sandbox.pin()).expect_err("refused")).contains("another agent"));
+    drop(first);
+    sandbox.open().expect("free again");
+}
+
+#[test]
+fn a_pinned_map_of_another_shape_is_refused() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    drop(sandbox.open().expect("a dataplane"));
+    let pin = sandbox.pin();
+    fs::rename(pin.map("devices"), pin.map("services_v4")).expect("bpffs renames");
+    let message = format!("{:#}", sandbox.open().err().expect("refused"));
+    for part in [
+        "maps/services_v4",
+        "key 4 bytes, value 24 bytes",
+        "key 8 bytes, value 28 bytes",
+        "cleanup",
+    ] {
+        assert!(message.contains(part), "{part} in: {message}");
+    }
+}
+
+#[test]
+fn tables_have_the_sizes_asked_for() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let mut options = Options::new(sandbox.pin());
+    options.table_sizes.insert("slots_v4".to_owned(), 1);
+    let mut dataplane = Dataplane::open(options, dataplane::now()).expect("a dataplane");
+    dataplane.replace(plan(), dataplane::now());
+    let problems = dataplane.problems();
+    let [problem] = &problems[..] else {
+        panic!("{problems:?}")
+    };
+    assert!(
+        problem
+            .to_string()
+            .contains("Service default/web: 10.96.0.1 port 80 TCP: table slots_v4 is full"),
+        "{problem}"
+    );
+    let tables = kernel::open(&sandbox.pin()).expect("tables");
+    assert_eq!(
+        tables.v6.services.entries().expect("readable").len(),
+        1,
+        "the rest is served"
+    );
+}
+
+/// A pod's veth comes, goes, and comes again under its old name.
+#[test]
+fn devices_are_served_as_they_come_and_go() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let mut dataplane = sandbox.open().expect("a dataplane");
+    for _ in 0..2 {
+        sandbox.add_pod("pod1");
+        let seen = look();
+        assert_eq!(seen.values().map(|edge| edge.role).collect::<Vec<_>>(), [Role::Pod]);
+        dataplane.set_edges(&seen, dataplane::now());
+        assert_eq!(dataplane.problems(), []);
+        assert_eq!(attached("pod1", TcAttachType::Ingress).len(), 1);
+        assert_eq!(attached("pod1", TcAttachType::Egress).len(), 1);
+        assert_eq!(sandbox.link_ids().len(), 2);
+        ip("link delete pod1");
+    }
+    dataplane.set_edges(&look(), dataplane::now());
+    assert_eq!(sandbox.link_ids(), [], "no pins of devices that are gone");
+    assert!(
+        kernel::open(&sandbox.pin())
+            .expect("tables")
+            .devices
+            .entries()
+            .expect("devices")
+            .is_empty()
+    );
+}
+
+/// The same index and name as before: what is pinned for it is dead (ENOLINK).
+#[test]
+fn a_device_recreated_under_its_old_index_is_attached_anew() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let mut dataplane = sandbox.open().expect("a dataplane");
+    for _ in 0..2 {
+        ip("link add pod1 index 77 type veth peer name peer1");
+        let edge = Edge {
+            name: "pod1".to_owned(),
+            role: Role::Pod,
+            masquerade_v4: None,
+            masquerade_v6: None,
+        };
+        dataplane.set_edges(&BTreeMap::from([(77, edge)]), dataplane::now());
+        assert_eq!(dataplane.problems(), []);
+        assert_eq!(attached("pod1", TcAttachType::Ingress).len(), 1);
+        ip("link delete pod1");
+    }
+}
+
+/// The time from a veth's appearing to its programs, as the running agent would have it.
+#[test]
+fn a_new_device_is_noticed_at_once() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let mut dataplane = sandbox.open().expect("a dataplane");
+    runtime().block_on(async {
+        let mut watch = NetworkWatch::open().expect("netlink");
+        sandbox.add_pod("pod1");
+        let appeared = Instant::now();
+        while attached("pod1", TcAttachType::Egress).is_empty() {
+            let changed = tokio::time::timeout(Duration::from_secs(5), watch.changed()).await;
+            changed.expect("an event in time").expect("an event");
+            let network = watch.network().await.expect("the network");
+            dataplane.set_edges(&edges(&network, &EdgePolicy::default()), dataplane::now());
+        }
+        println!("served after {:?}", appeared.elapsed());
+    });
+}
+
+#[test]
+fn cleanup_leaves_nothing() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.add_pod("pod1");
+    let mut dataplane = sandbox.open().expect("a dataplane");
+    dataplane.set_edges(&look(), dataplane::now());
+    drop(dataplane);
+    let other_version = sandbox.pin().root().join("v0/links");
+    fs::create_dir_all(other_version).expect("what another version left");
+    let removed = cleanup(&sandbox.pin()).expect("removed");
+    assert_eq!((removed.links, removed.tables), (2, 12));
+    assert!(!sandbox.pin().root().exists());
+    wait_for("the programs to be detached", || {
+        attached("pod1", TcAttachType::Ingress).is_empty()
+    });
+    assert_eq!(cleanup(&sandbox.pin()).expect("nothing to do").links, 0);
+}
+
+/// Before Linux 6.6 there is no tcx.
+#[test]
+fn clsact_does_where_tcx_is_missing() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    sandbox.add_pod("pod1");
+    let filters = |parent: &str| {
+        let output = Command::new("tc")
+            .args(["filter", "show", "dev", "pod1", parent])
+            .output()
+            .expect("tc(8)");
+        String::from_utf8_lossy(&output.stdout).matches("direct-action").count()
+    };
+    for _ in 0..2 {
+        let mut dataplane = sandbox.open_with(Method::Clsact).expect("a dataplane");
+        dataplane.set_edges(&look(), dataplane::now());
+        assert_eq!(dataplane.problems(), []);
+        drop(dataplane);
+        assert_eq!(
+            (filters("ingress"), filters("egress")),
+            (1, 1),
+            "they stay, and are replaced at a restart"
+        );
+    }
+    let mut dataplane = sandbox.open_with(Method::Tcx).expect("a dataplane");
+    dataplane.set_edges(&look(), dataplane::now());
+    assert_eq!((filters("ingress"), filters("egress")), (0, 0), "one method at a time");
+    assert_eq!(attached("pod1", TcAttachType::Ingress).len(), 1);
+    drop(dataplane);
+    let mut dataplane = sandbox.open_with(Method::Clsact).expect("a dataplane");
+    dataplane.set_edges(&look(), dataplane::now());
+    drop(dataplane);
+    assert_eq!(cleanup(&sandbox.pin()).expect("removed").filtered_devices, 1);
+    assert_eq!((filters("ingress"), filters("egress")), (0, 0));
+}
