@@ -1,0 +1,122 @@
+//! The lab's addresses: which are whose follows from the order in the description. The last group of an IPv6 address is
+//! written with the digits of its IPv4 companion, so that they read alike.
+//!
+//! | what | IPv4 | IPv6 |
+//! |---|---|---|
+//! | pod `p` of node `n` (both from 1) | 10.244.n.(9+p) | fd00:10:244:n::(9+p) |
+//! | node `n` on the wire | 172.30.0.n | fd00:172:30::n |
+//! | router on the wire, every node's default gateway | 172.30.0.254 | fd00:172:30::254 |
+//! | client outside the cluster, behind the router | 192.0.2.10 | 2001:db8::10 |
+//! | ClusterIP `s` | 10.96.0.s | fd00:10:96::s |
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+/// IP family of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4
+    V4,
+    /// IPv6
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// One address of each family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// IPv4
+    pub v4: Ipv4Addr,
+    /// IPv6
+    pub v6: Ipv6Addr,
+}
+
+impl Addresses {
+    /// The address of a family.
+    pub const fn of(self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => IpAddr::V4(self.v4),
+            Family::V6 => IpAddr::V6(self.v6),
+        }
+    }
+
+    /// The address of a family with a port.
+    pub const fn with_port(self, family: Family, port: u16) -> SocketAddr {
+        SocketAddr::new(self.of(family), port)
+    }
+
+    /// Both addresses.
+    pub const fn both(self) -> [IpAddr; 2] {
+        [self.of(Family::V4), self.of(Family::V6)]
+    }
+}
+
+/// All pods of all nodes, IPv4
+pub const POD_NETWORK_V4: &str = "10.244.0.0/16";
+/// All pods of all nodes, IPv6
+pub const POD_NETWORK_V6: &str = "fd00:10:244::/48";
+/// The wire between the nodes
+pub const ROUTER: Addresses = Addresses {
+    v4: Ipv4Addr::new(172, 30, 0, 254),
+    v6: Ipv6Addr::new(0xfd00, 0x172, 0x30, 0, 0, 0, 0, 0x254),
+};
+/// The router's address on the network of the outside client
+pub const OUTSIDE_ROUTER: Addresses = Addresses {
+    v4: Ipv4Addr::new(192, 0, 2, 1),
+    v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1),
+};
+/// The client outside the cluster
+pub const OUTSIDE: Addresses = Addresses {
+    v4: Ipv4Addr::new(192, 0, 2, 10),
+    v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10),
+};
+
+/// Addresses of a pod by the numbers of its node and itself, both from 1.
+pub const fn pod(node: u8, pod: u8) -> Addresses {
+    Addresses {
+        v4: Ipv4Addr::new(10, 244, node, 9 + pod),
+        v6: Ipv6Addr::new(0xfd00, 0x10, 0x244, same_digits(node), 0, 0, 0, same_digits(9 + pod)),
+    }
+}
+
+/// The networks of a node's pods (its `podCIDRs`), by its number from 1.
+pub fn pod_networks(node: u8) -> [String; 2] {
+    [format!("10.244.{node}.0/24"), format!("fd00:10:244:{node}::/64")]
+}
+
+/// Addresses of a node by its number from 1.
+pub const fn node(node: u8) -> Addresses {
+    Addresses {
+        v4: Ipv4Addr::new(172, 30, 0, node),
+        v6: Ipv6Addr::new(0xfd00, 0x172, 0x30, 0, 0, 0, 0, same_digits(node)),
+    }
+}
+
+/// ClusterIPs by number.
+pub const fn cluster(number: u8) -> Addresses {
+    Addresses {
+        v4: Ipv4Addr::new(10, 96, 0, number),
+        v6: Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, same_digits(number)),
+    }
+}
+
+/// The group that is written in hexadecimal with the digits that the number has in decimal: 53 is 0x53.
+const fn same_digits(number: u8) -> u16 {
+    let number = number as u16;
+    number / 100 * 0x100 + number / 10 % 10 * 0x10 + number % 10
+}

@@ -1,0 +1,231 @@
+//! The real agent on a node.
+
+use std::{
+    env,
+    fs::{self, OpenOptions},
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use super::{Lab, PATIENCE, Pod, Service, wait_until};
+
+/// How an agent is started, beyond what every agent in a lab is told.
+#[derive(Clone, Debug, Default)]
+pub struct AgentOptions {
+    /// More arguments for `proxy-agent run`
+    pub arguments: Vec<String>,
+    /// Goes on when the lab's value is dropped, for a lab that is kept
+    pub leave_running: bool,
+}
+
+/// A running agent; killed when dropped.
+#[derive(Debug)]
+pub struct Agent {
+    node: String,
+    child: Child,
+    leave_running: bool,
+}
+
+impl Agent {
+    /// The node it serves.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks it to end (SIGTERM) and waits until it has.
+    ///
+    /// # Errors
+    /// It doesn't end, or not with status 0.
+    pub fn terminate(mut self) -> Result<()> {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
+        let child = &mut self.child;
+        let status = wait_until("the agent ends", PATIENCE, || child.try_wait().transpose())??;
+        ensure!(status.success(), "the agent on {} ended with {status}", self.node);
+        Ok(())
+    }
+
+    /// Ends it without asking (SIGKILL).
+    pub fn kill(mut self) -> Result<ExitStatus> {
+        self.child.kill()?;
+        Ok(self.child.wait()?)
+    }
+
+    /// Whether it has ended by itself, and how.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if !self.leave_running {
+            // It may have ended already.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Path of the agent: `$PROXY_AGENT`, or `proxy-agent` in the build directory of the running program.
+///
+/// # Errors
+/// There is none: the message says how to build it.
+pub fn agent_binary() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("PROXY_AGENT") {
+        return Ok(path.into());
+    }
+    let this = env::current_exe()?;
+    let beside = this
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|directory| directory.join("proxy-agent"));
+    beside
+        .into_iter()
+        .find(|path| path.is_file())
+        .context("no proxy-agent beside this program: run `cargo xtask build`, or set PROXY_AGENT to its path")
+}
+
+impl Lab {
+    /// Starts the agent of a node and waits until it has programmed all Services there are, or has ended.
+    pub fn start_agent(&self, node: &str) -> Result<Agent> {
+        self.start_agent_with(node, AgentOptions::default())
+    }
+
+    /// Starts the agents of all nodes.
+    pub fn start_agents(&self) -> Result<Vec<Agent>> {
+        self.nodes().iter().map(|node| self.start_agent(node.name())).collect()
+    }
+
+    /// Starts an agent with options of its own.
+    pub fn start_agent_with(&self, node: &str, options: AgentOptions) -> Result<Agent> {
+        let mut agent = self.spawn_agent(node, options)?;
+        let ready = wait_until(&format!("the agent on {node} is ready"), PATIENCE, || {
+            let ended = agent.ended().transpose();
+            let ready = || self.agent_is_ready(node).then_some(Ok(None));
+            ended.map(|status| status.map(Some)).or_else(ready)
+        });
+        match ready.and_then(|outcome| outcome) {
+            Ok(None) => Ok(agent),
+            Ok(Some(status)) => bail!("the agent on {node} ended with {status}: {}", self.log_tail(node)),
+            Err(error) => Err(error.context(self.log_tail(node))),
+        }
+    }
+
+    /// Starts an agent without waiting for anything.
+    pub fn spawn_agent(&self, node: &str, options: AgentOptions) -> Result<Agent> {
+        let path = self.agent_log(node);
+        // Whether this agent is ready must not be read from the log of the one before it.
+        let log = OpenOptions::new().create(true).append(true).open(&path)?;
+        let mut command = Command::new(agent_binary()?);
+        command
+            .args(["run", "--node-name", node])
+            .arg("--manifests")
+            .arg(self.manifests())
+            .arg("--pin-dir")
+            .arg(self.pin_directory(node))
+            .args(options.arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        // A process is born in the namespace of the thread that starts it.
+        let child = self
+            .node(node)
+            .namespace()
+            .run(|| command.spawn())
+            .context("starting proxy-agent")?;
+        self.estate.adopt(child.id())?;
+        Ok(Agent {
+            node: node.to_owned(),
+            child,
+            leave_running: options.leave_running,
+        })
+    }
+
+    /// Runs a reading command of the agent's binary on the pinned tables of a node, in the node's namespace.
+    ///
+    /// # Errors
+    /// It ended with a status other than 0.
+    pub fn ask_agent(&self, node: &str, command: &str, arguments: &[&str]) -> Result<String> {
+        let binary = agent_binary()?;
+        let pins = self.pin_directory(node);
+        let (binary, pins) = (binary.to_string_lossy(), pins.to_string_lossy());
+        let arguments: Vec<&str> = [command, "--pin-dir", &pins]
+            .into_iter()
+            .chain(arguments.iter().copied())
+            .collect();
+        self.node(node).namespace().tool(&binary, &arguments, "")
+    }
+
+    /// Waits until a node serves a Service with exactly the endpoints of its description.
+    pub fn wait_for_service(&self, node: &str, service: &Service) -> Result<()> {
+        let wanted = service.endpoints();
+        wait_until(
+            &format!("{node} serves {} with {wanted:?}", service.full_name()),
+            PATIENCE,
+            || (self.served_endpoints(node, service).ok()? == wanted).then_some(()),
+        )
+    }
+
+    /// The same for all nodes.
+    pub fn wait_for_service_everywhere(&self, service: &Service) -> Result<()> {
+        self.nodes()
+            .iter()
+            .try_for_each(|node| self.wait_for_service(node.name(), service))
+    }
+
+    /// Endpoints that the tables of a node hold for a Service, sorted: every `address:port` in a list of a frontend of that
+    /// Service in `proxy-agent services -o json`.
+    pub fn served_endpoints(&self, node: &str, service: &Service) -> Result<Vec<SocketAddr>> {
+        let listing: Value = serde_json::from_str(&self.ask_agent(node, "services", &["-o", "json"])?)?;
+        let (namespace, name) = service.key();
+        let frontends = listing["frontends"]
+            .as_array()
+            .context("services -o json: no list `frontends`")?;
+        let of_service = |frontend: &&Value| frontend["namespace"] == namespace && frontend["service"] == name;
+        let lists = frontends
+            .iter()
+            .filter(of_service)
+            .filter_map(|frontend| frontend["cluster"].as_array());
+        let addresses = lists.flatten().filter_map(Value::as_str).map(str::parse);
+        let mut endpoints = addresses.collect::<Result<Vec<SocketAddr>, _>>()?;
+        endpoints.sort_unstable();
+        endpoints.dedup();
+        Ok(endpoints)
+    }
+
+    /// Whether the tables of a node hold every applied Service and its programs are on every device they belong on.
+    fn agent_is_ready(&self, node: &str) -> bool {
+        let serves = |service: &Service| {
+            self.served_endpoints(node, service)
+                .is_ok_and(|found| found == service.endpoints())
+        };
+        let status = self.ask_agent(node, "status", &["-o", "json"]).unwrap_or_default();
+        let pods = self
+            .pods()
+            .iter()
+            .filter(|pod| pod.node() == node)
+            .map(Pod::host_device);
+        let mut devices = pods.chain(["eth0".to_owned()]);
+        devices.all(|device| status.contains(&format!("\"{device}\""))) && self.applied().iter().all(serves)
+    }
+
+    fn log_tail(&self, node: &str) -> String {
+        let text = fs::read_to_string(self.agent_log(node)).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+}

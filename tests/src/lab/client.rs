@@ -1,0 +1,228 @@
+//! Clients: they run in the network namespace of the calling thread, and every call ends within [`DEADLINE`].
+
+use std::{
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use socket2::{Domain, Socket, Type};
+
+use super::server::pattern;
+
+/// How long a client waits for an answer. Longer than a SYN sent again (1 s, 3 s: RFC 6298), so that a failed request is
+/// one that TCP could not save; packets lost on the way are counted by [`super::Namespace::retransmissions`].
+pub(super) const DEADLINE: Duration = Duration::from_secs(5);
+
+/// What a server said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Name of the pod that answered
+    pub backend: String,
+    /// The address that it saw the client under
+    pub peer: SocketAddr,
+    /// From the first packet to the answer
+    pub latency: Duration,
+}
+
+impl Answer {
+    fn parse(line: &str, start: Instant) -> Result<Self, RequestError> {
+        let parsed = line
+            .trim()
+            .split_once(' ')
+            .and_then(|(name, peer)| Some((name, peer.parse().ok()?)));
+        let (name, peer) = parsed.ok_or_else(|| RequestError::Wrong(line.to_owned()))?;
+        Ok(Self {
+            backend: name.to_owned(),
+            peer,
+            latency: start.elapsed(),
+        })
+    }
+}
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// No connection, or no socket of the wanted kind
+    #[error("connecting: {0}")]
+    Connect(io::Error),
+    /// The connection or the answer broke off or never came
+    #[error("waiting for the answer: {0}")]
+    Exchange(#[from] io::Error),
+    /// An answer came, but not the one to the question
+    #[error("unexpected answer {0:?}")]
+    Wrong(String),
+}
+
+impl RequestError {
+    /// Whether the other side said that nobody listens (RST or ICMP port unreachable).
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Connect(error) | Self::Exchange(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+    }
+
+    /// Whether nothing came back at all.
+    pub fn is_timeout(&self) -> bool {
+        let kinds = [io::ErrorKind::TimedOut, io::ErrorKind::WouldBlock];
+        matches!(self, Self::Connect(error) | Self::Exchange(error) if kinds.contains(&error.kind()))
+    }
+}
+
+/// An open TCP connection to a server.
+#[derive(Debug)]
+pub struct Connection {
+    stream: BufReader<TcpStream>,
+}
+
+impl Connection {
+    /// Connects from a port that the kernel chooses.
+    pub fn open(to: SocketAddr) -> Result<Self, RequestError> {
+        Self::open_from(0, to)
+    }
+
+    /// Connects from a given port, even one that an earlier connection just used.
+    pub fn open_from(port: u16, to: SocketAddr) -> Result<Self, RequestError> {
+        Self::connect(port, to).map_err(RequestError::Connect)
+    }
+
+    fn connect(port: u16, to: SocketAddr) -> io::Result<Self> {
+        let socket = bound_socket(Type::STREAM, port, to)?;
+        socket.connect_timeout(&to.into(), DEADLINE)?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_read_timeout(Some(DEADLINE))?;
+        socket.set_write_timeout(Some(DEADLINE))?;
+        Ok(Self {
+            stream: BufReader::new(socket.into()),
+        })
+    }
+
+    /// The port it has at this end.
+    pub fn local_port(&self) -> io::Result<u16> {
+        Ok(self.stream.get_ref().local_addr()?.port())
+    }
+
+    /// Asks the server who it is.
+    pub fn ask(&mut self) -> Result<Answer, RequestError> {
+        let start = Instant::now();
+        self.stream.get_mut().write_all(b"whoami\n")?;
+        Answer::parse(&self.line()?, start)
+    }
+
+    /// Receives that many bytes and checks each.
+    pub fn pull(&mut self, count: usize) -> Result<(), RequestError> {
+        self.stream.get_mut().write_all(format!("pull {count}\n").as_bytes())?;
+        let mut received = vec![0; count];
+        self.stream.read_exact(&mut received)?;
+        match received
+            .iter()
+            .zip(pattern(0, count))
+            .position(|(received, sent)| *received != sent)
+        {
+            None => Ok(()),
+            Some(offset) => Err(RequestError::Wrong(format!("byte {offset} of {count} differs"))),
+        }
+    }
+
+    /// Sends that many bytes; the server checks each.
+    pub fn push(&mut self, count: usize) -> Result<Answer, RequestError> {
+        let start = Instant::now();
+        self.stream.get_mut().write_all(format!("push {count}\n").as_bytes())?;
+        self.stream.get_mut().write_all(&pattern(0, count))?;
+        Answer::parse(&self.line()?, start)
+    }
+
+    fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        match self.stream.read_line(&mut line)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(line),
+        }
+    }
+
+    /// Ends it with a reset, so that its port is free at once.
+    pub fn reset(self) -> io::Result<()> {
+        Socket::from(self.stream.into_inner()).set_linger(Some(Duration::ZERO))
+    }
+}
+
+/// An unconnected UDP socket, so that one client port can talk to many servers.
+#[derive(Debug)]
+pub struct UdpClient {
+    socket: UdpSocket,
+    questions: u32,
+}
+
+impl UdpClient {
+    /// A socket on a port, 0 for one that the kernel chooses, of the family of the address it will talk to.
+    pub fn bind(port: u16, to: SocketAddr) -> Result<Self, RequestError> {
+        let bind = || {
+            let socket = bound_socket(Type::DGRAM, port, to)?;
+            socket.set_read_timeout(Some(DEADLINE))?;
+            Ok(socket.into())
+        };
+        let socket = bind().map_err(RequestError::Connect)?;
+        Ok(Self { socket, questions: 0 })
+    }
+
+    /// The port it has at this end.
+    pub fn local_port(&self) -> io::Result<u16> {
+        Ok(self.socket.local_addr()?.port())
+    }
+
+    /// Asks a server who it is; the answer must come from the address that was asked.
+    pub fn ask(&mut self, to: SocketAddr) -> Result<Answer, RequestError> {
+        self.questions += 1;
+        self.ask_with(to, format!("whoami {}", self.questions).as_bytes())
+    }
+
+    /// Sends a payload that the server must return unchanged.
+    pub fn ask_with(&mut self, to: SocketAddr, question: &[u8]) -> Result<Answer, RequestError> {
+        let start = Instant::now();
+        self.socket.send_to(question, to)?;
+        let mut datagram = vec![0; question.len() + 256];
+        let (length, from) = self.socket.recv_from(&mut datagram)?;
+        let answer = &datagram[..length];
+        let text = String::from_utf8_lossy(answer);
+        if from != to {
+            return Err(RequestError::Wrong(format!("{text} from {from} instead of {to}")));
+        }
+        let (line, echo) = answer.split_at(
+            answer
+                .iter()
+                .position(|&byte| byte == b'\n')
+                .map_or(length, |end| end + 1),
+        );
+        if echo != question {
+            return Err(RequestError::Wrong(text.into_owned()));
+        }
+        Answer::parse(&String::from_utf8_lossy(line), start)
+    }
+}
+
+/// A socket of the family of `to`, on a port of its own.
+fn bound_socket(kind: Type, port: u16, to: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(to), kind, None)?;
+    if port != 0 {
+        socket.set_reuse_address(true)?;
+    }
+    let any = match to {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
+    };
+    if port != 0 || kind == Type::DGRAM {
+        socket.bind(&any.into())?;
+    }
+    Ok(socket)
+}
+
+/// Connects, asks who answers, and closes; the latency includes the handshake.
+pub fn tcp_request(to: SocketAddr) -> Result<Answer, RequestError> {
+    let start = Instant::now();
+    let mut answer = Connection::open(to)?.ask()?;
+    answer.latency = start.elapsed();
+    Ok(answer)
+}
+
+/// Asks who answers, from a socket of its own.
+pub fn udp_request(to: SocketAddr) -> Result<Answer, RequestError> {
+    UdpClient::bind(0, to)?.ask(to)
+}

@@ -1,0 +1,322 @@
+//! Clusters of network namespaces on one machine: nodes, pods behind veths, a wire between the nodes, and the real agent
+//! on each node.
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! use proxy_tests::lab::{Family, Lab, Protocol, Service, address};
+//!
+//! Lab::builder().node("node-a", &["client", "web-1"]).node("node-b", &["web-2"]).run(|lab| {
+//!     lab.serve("web-1", 8080)?;
+//!     lab.serve("web-2", 8080)?;
+//!     let web = Service::new("default", "web", address::cluster(80))
+//!         .port("http", Protocol::Tcp, 80, 8080)
+//!         .pods(&[lab.pod("web-1"), lab.pod("web-2")]);
+//!     lab.apply(&web)?;
+//!     lab.start_agents()?;
+//!     let answer = lab.tcp_request("client", web.frontend(Family::V4, 80))?;
+//!     assert!(answer.backend.starts_with("web-"));
+//!     Ok(())
+//! })
+//! # }
+//! ```
+//!
+//! The shape is that of a point-to-point CNI with native routing (Calico, kindnet): a pod has a /32 and a /128 address and
+//! a link-local gateway; its node has an address-less veth and a host route. See [`address`] for who has which address.
+//! All that a lab made goes when it is dropped; what a killed process left goes when the next lab is built.
+
+pub mod address;
+mod agent;
+mod builder;
+mod client;
+mod command;
+pub mod example;
+mod load;
+mod manifest;
+mod namespace;
+mod owner;
+mod report;
+mod server;
+mod skip;
+mod standing;
+mod statistics;
+mod strict;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Mutex,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+
+pub use address::{Addresses, Family};
+pub use agent::{Agent, AgentOptions, agent_binary};
+pub use builder::Builder;
+pub use client::{Answer, Connection, RequestError, UdpClient, tcp_request, udp_request};
+pub use load::{Load, LoadReport};
+pub use manifest::{Protocol, Service};
+pub use namespace::Namespace;
+use owner::Estate;
+use report::Request;
+use server::Server;
+pub use skip::{reason_to_skip, say_skipped};
+pub use standing::{Standing, standing};
+pub use statistics::{chi_square, percentile};
+
+/// How long anything in a lab may take before the test fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A pod: a namespace whose `eth0` leads to its node.
+#[derive(Debug)]
+pub struct Pod {
+    name: String,
+    node: String,
+    addresses: Addresses,
+    namespace: Namespace,
+}
+
+impl Pod {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Name of its node.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Its addresses.
+    pub const fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Its namespace.
+    pub const fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The device on its node that leads to it.
+    pub fn host_device(&self) -> String {
+        format!("veth-{}", self.name)
+    }
+}
+
+/// A node: a namespace with an uplink `eth0` on the wire and a veth to each of its pods.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    number: u8,
+    namespace: Namespace,
+    pods: u8,
+}
+
+impl Node {
+    /// Its name, the one its agent is told.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its addresses on the wire.
+    pub const fn addresses(&self) -> Addresses {
+        address::node(self.number)
+    }
+
+    /// Its namespace.
+    pub const fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+}
+
+/// A standing cluster.
+#[derive(Debug)]
+pub struct Lab {
+    // Servers end before the estate, which holds the namespaces they are in, is removed.
+    servers: Mutex<Vec<Server>>,
+    nodes: Vec<Node>,
+    pods: Vec<Pod>,
+    router: Namespace,
+    outside: Option<Namespace>,
+    applied: Mutex<BTreeMap<String, Service>>,
+    last_failure: Mutex<Option<Request>>,
+    estate: Estate,
+    keep: bool,
+}
+
+impl Lab {
+    /// Describes a lab.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// All nodes, in the order of the description.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// All pods, in the order of the description.
+    pub fn pods(&self) -> &[Pod] {
+        &self.pods
+    }
+
+    /// The node of a name; there must be one.
+    pub fn node(&self, name: &str) -> &Node {
+        self.nodes
+            .iter()
+            .find(|node| node.name == name)
+            .unwrap_or_else(|| panic!("this lab has no node {name}"))
+    }
+
+    /// The pod of a name; there must be one.
+    pub fn pod(&self, name: &str) -> &Pod {
+        self.pods
+            .iter()
+            .find(|pod| pod.name == name)
+            .unwrap_or_else(|| panic!("this lab has no pod {name}"))
+    }
+
+    /// Namespace of a pod, a node, the `router`, or the client `outside`, by name; there must be one.
+    pub fn namespace(&self, name: &str) -> &Namespace {
+        let pods = self.pods.iter().map(|pod| (pod.name.as_str(), &pod.namespace));
+        let nodes = self.nodes.iter().map(|node| (node.name.as_str(), &node.namespace));
+        let others = [("router", Some(&self.router)), ("outside", self.outside.as_ref())];
+        let others = others
+            .into_iter()
+            .filter_map(|(name, namespace)| Some((name, namespace?)));
+        pods.chain(nodes)
+            .chain(others)
+            .find_map(|(found, namespace)| (found == name).then_some(namespace))
+            .unwrap_or_else(|| panic!("this lab has no {name}"))
+    }
+
+    /// Where this lab keeps its files, below /run.
+    pub fn directory(&self) -> PathBuf {
+        self.estate.directory()
+    }
+
+    /// The directory that the agents read Services from.
+    pub fn manifests(&self) -> PathBuf {
+        self.estate.manifests()
+    }
+
+    /// Where the agent of a node pins its maps and links.
+    pub fn pin_directory(&self, node: &str) -> PathBuf {
+        self.estate.bpffs().join(node)
+    }
+
+    /// What the agent of a node printed.
+    pub fn agent_log(&self, node: &str) -> PathBuf {
+        self.estate.logs().join(format!("{node}.log"))
+    }
+
+    /// Starts a server in a pod or node that answers on a port, TCP and UDP, on all its addresses. See [`server`] for what
+    /// it can be asked. It ends with the lab, or by [`Self::stop_serving`].
+    pub fn serve(&self, name: &str, port: u16) -> Result<()> {
+        let pod = self.pods.iter().find(|pod| pod.name == name).map(Pod::addresses);
+        let addresses = match pod {
+            Some(addresses) => addresses,
+            None if name == "outside" => address::OUTSIDE,
+            None => self.node(name).addresses(),
+        };
+        let sockets = Family::ALL.map(|family| addresses.with_port(family, port));
+        let server = Server::start(self.namespace(name), name, &sockets)?;
+        self.servers.lock().expect("no server panicked").push(server);
+        Ok(())
+    }
+
+    /// Ends all servers in a pod.
+    pub fn stop_serving(&self, name: &str) {
+        self.servers
+            .lock()
+            .expect("no server panicked")
+            .retain(|server| server.name() != name);
+    }
+
+    /// One TCP request from a pod (or node, or `outside`): connect, ask, close. A failed one is explained by the report.
+    pub fn tcp_request(&self, from: &str, to: SocketAddr) -> Result<Answer, RequestError> {
+        let outcome = self.namespace(from).run(|| tcp_request(to));
+        self.remember(from, Protocol::Tcp, to, outcome.as_ref().err());
+        outcome
+    }
+
+    /// One UDP request from a pod (or node, or `outside`), with a socket of its own.
+    pub fn udp_request(&self, from: &str, to: SocketAddr) -> Result<Answer, RequestError> {
+        let outcome = self.namespace(from).run(|| udp_request(to));
+        self.remember(from, Protocol::Udp, to, outcome.as_ref().err());
+        outcome
+    }
+
+    /// One request of either protocol.
+    pub fn request(&self, from: &str, protocol: Protocol, to: SocketAddr) -> Result<Answer, RequestError> {
+        match protocol {
+            Protocol::Tcp => self.tcp_request(from, to),
+            Protocol::Udp => self.udp_request(from, to),
+        }
+    }
+
+    fn remember(&self, from: &str, protocol: Protocol, to: SocketAddr, failure: Option<&RequestError>) {
+        if failure.is_some() {
+            let from = from.to_owned();
+            *self.last_failure.lock().expect("nobody panics here") = Some(Request { from, protocol, to });
+        }
+    }
+
+    /// Switches checksum and segmentation offloads of every pod's and node's devices on or off, as ethtool -K does.
+    pub fn set_offloads(&self, on: bool) -> Result<()> {
+        let state = if on { "on" } else { "off" };
+        let switch = |namespace: &Namespace, device: &str| {
+            let features = ["tx", "rx", "sg", "tso", "gso", "gro"].map(|feature| [feature, state]);
+            let arguments: Vec<&str> = ["-K", device]
+                .into_iter()
+                .chain(features.into_iter().flatten())
+                .collect();
+            namespace.tool("ethtool", &arguments, "").map(drop)
+        };
+        for pod in &self.pods {
+            switch(&pod.namespace, "eth0")?;
+            switch(&self.node(&pod.node).namespace, &pod.host_device())?;
+        }
+        self.nodes.iter().try_for_each(|node| switch(&node.namespace, "eth0"))
+    }
+
+    /// Leaves namespaces, agents and files standing when this value is dropped (servers end all the same).
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // A poisoned lock is no reason to leave servers behind.
+        self.servers
+            .get_mut()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clear();
+        if self.keep {
+            return;
+        }
+        if let Err(error) = self.estate.remove() {
+            eprintln!("lab: removing {}: {error:#}", self.estate.prefix());
+        }
+    }
+}
+
+/// Waits until `check` gives a value, looking again every few milliseconds.
+///
+/// # Errors
+/// It didn't within `patience`; the message says what was waited for.
+pub fn wait_until<T>(what: &str, patience: Duration, mut check: impl FnMut() -> Option<T>) -> Result<T> {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(value) = check() {
+            return Ok(value);
+        }
+        if Instant::now() >= deadline {
+            bail!("waited {patience:?} in vain until {what}");
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}

@@ -1,0 +1,133 @@
+//! A network namespace, and running code in it.
+
+use std::{fs, fs::File, panic, path::PathBuf, thread};
+
+use anyhow::{Context as _, Result};
+use nix::sched::{CloneFlags, setns};
+
+use super::command::run;
+
+/// Where `ip netns` keeps its names.
+const DIRECTORY: &str = "/run/netns";
+
+/// A named network namespace, open: it can be entered as long as this value lives.
+///
+/// Only the network namespace is ever entered: `ip netns exec` would swap /sys as well and hide bpffs and cgroupfs.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+    file: File,
+}
+
+impl Namespace {
+    /// Makes a namespace with loopback up, and without waiting for duplicate address detection on later devices.
+    pub(super) fn create(name: &str) -> Result<Self> {
+        run("ip", &["netns", "add", name], "")?;
+        let namespace = Self::open(name)?;
+        namespace.sysctl(&[
+            ("ipv6/conf/all/disable_ipv6", "0"),
+            ("ipv6/conf/default/disable_ipv6", "0"),
+            ("ipv6/conf/lo/disable_ipv6", "0"),
+            ("ipv6/conf/all/accept_dad", "0"),
+            ("ipv6/conf/default/accept_dad", "0"),
+            ("ipv6/conf/default/accept_ra", "0"),
+            ("ipv4/conf/all/rp_filter", "0"),
+            ("ipv4/conf/default/rp_filter", "0"),
+        ])?;
+        namespace.ip("link set lo up\n")?;
+        Ok(namespace)
+    }
+
+    /// Opens a namespace that exists.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn open(name: &str) -> Result<Self> {
+        let path = PathBuf::from(DIRECTORY).join(name);
+        let file = File::open(&path).with_context(|| format!("network namespace {}", path.display()))?;
+        Ok(Self {
+            name: name.to_owned(),
+            file,
+        })
+    }
+
+    /// Its name, as `ip netns list` shows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its path, as `nsenter --net=` takes it.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(DIRECTORY).join(&self.name)
+    }
+
+    /// Moves the calling thread into the namespace for good; processes it starts are born there.
+    pub fn enter(&self) -> Result<()> {
+        setns(&self.file, CloneFlags::CLONE_NEWNET).with_context(|| format!("entering namespace {}", self.name))
+    }
+
+    /// Runs a closure in the namespace, on a thread of its own.
+    ///
+    /// # Panics
+    /// When the closure does, or the namespace cannot be entered.
+    pub fn run<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
+        let outcome = thread::scope(|scope| {
+            let thread = thread::Builder::new().name(self.name.clone()).spawn_scoped(scope, || {
+                self.enter().expect("a namespace that is open can be entered");
+                body()
+            });
+            thread.expect("a thread can be started").join()
+        });
+        outcome.unwrap_or_else(|cause| panic::resume_unwind(cause))
+    }
+
+    /// Runs many `ip` commands, one a line.
+    pub fn ip(&self, lines: &str) -> Result<()> {
+        self.run(|| super::command::ip_batch(lines))
+            .with_context(|| format!("in namespace {}", self.name))
+    }
+
+    /// Runs a tool in the namespace and returns what it printed.
+    pub fn tool(&self, program: &str, arguments: &[&str], input: &str) -> Result<String> {
+        self.run(|| run(program, arguments, input))
+            .with_context(|| format!("in namespace {}", self.name))
+    }
+
+    /// Writes settings below /proc/sys/net, which is that of the writing thread's namespace.
+    pub fn sysctl(&self, settings: &[(&str, &str)]) -> Result<()> {
+        self.run(|| {
+            for (key, value) in settings {
+                let path = format!("/proc/sys/net/{key}");
+                fs::write(&path, value).with_context(|| format!("{path} = {value}"))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// TCP segments sent again in this namespace since it exists: a packet lost on the way shows here, even where the
+    /// request got its answer in the end (RFC 4022, tcpRetransSegs).
+    pub fn retransmissions(&self) -> Result<u64> {
+        let snmp = self.run(|| fs::read_to_string("/proc/thread-self/net/snmp"))?;
+        let mut tcp = snmp.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+        let (names, values) = (tcp.next().unwrap_or_default(), tcp.next().unwrap_or_default());
+        let mut columns = names.split_whitespace().zip(values.split_whitespace());
+        let (_, count) = columns
+            .find(|(name, _)| *name == "RetransSegs")
+            .context("no RetransSegs in net/snmp")?;
+        count.parse().context("RetransSegs in net/snmp")
+    }
+}
+
+/// Removes the namespaces whose names start with a prefix, and with them every device in them.
+pub(super) fn remove_all(prefix: &str) -> Result<()> {
+    let entries = fs::read_dir(DIRECTORY).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let lines: Vec<String> = names
+        .filter(|name| name.starts_with(prefix))
+        .map(|name| format!("netns del {name}\n"))
+        .collect();
+    if lines.is_empty() {
+        return Ok(());
+    }
+    run("ip", &["-force", "-batch", "-"], &lines.concat()).map(drop)
+}
