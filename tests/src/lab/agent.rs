@@ -4,6 +4,7 @@ use std::{
     env,
     fs::{self, OpenOptions},
     net::SocketAddr,
+    os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
 };
@@ -22,6 +23,8 @@ use super::{Lab, PATIENCE, Pod, Service, wait_until};
 pub struct AgentOptions {
     /// More arguments for `proxy-agent run`
     pub arguments: Vec<String>,
+    /// Where it pins, instead of [`Lab::pin_directory`]
+    pub pin_directory: Option<PathBuf>,
     /// Goes on when the lab's value is dropped, for a lab that is kept
     pub leave_running: bool,
 }
@@ -31,13 +34,18 @@ pub struct AgentOptions {
 pub struct Agent {
     node: String,
     child: Child,
-    leave_running: bool,
+    options: AgentOptions,
 }
 
 impl Agent {
     /// The node it serves.
     pub fn node(&self) -> &str {
         &self.node
+    }
+
+    /// How it was started.
+    pub const fn options(&self) -> &AgentOptions {
+        &self.options
     }
 
     /// Its process id.
@@ -71,7 +79,7 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        if !self.leave_running {
+        if !self.options.leave_running {
             // It may have ended already.
             let _ = self.child.kill();
             let _ = self.child.wait();
@@ -136,23 +144,37 @@ impl Lab {
             .arg("--manifests")
             .arg(self.manifests())
             .arg("--pin-dir")
-            .arg(self.pin_directory(node))
-            .args(options.arguments)
+            .arg(
+                options
+                    .pin_directory
+                    .clone()
+                    .unwrap_or_else(|| self.pin_directory(node)),
+            )
+            .args(&options.arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
+        if options.leave_running {
+            // Out of reach of the terminal's signals.
+            command.process_group(0);
+        }
         // A process is born in the namespace of the thread that starts it.
         let child = self
             .node(node)
             .namespace()
             .run(|| command.spawn())
             .context("starting proxy-agent")?;
-        self.estate.adopt(child.id())?;
+        self.adopt(&child)?;
         Ok(Agent {
             node: node.to_owned(),
             child,
-            leave_running: options.leave_running,
+            options,
         })
+    }
+
+    /// Ends a process with the lab, even if this one is killed first.
+    pub fn adopt(&self, child: &Child) -> Result<()> {
+        self.estate.adopt(child.id())
     }
 
     /// Runs a reading command of the agent's binary on the pinned tables of a node, in the node's namespace.
@@ -205,6 +227,15 @@ impl Lab {
         endpoints.sort_unstable();
         endpoints.dedup();
         Ok(endpoints)
+    }
+
+    /// Number of flow entries in the tables of a node.
+    pub fn flow_count(&self, node: &str) -> Result<usize> {
+        let listing: Value = serde_json::from_str(&self.ask_agent(node, "flows", &["-o", "json"])?)?;
+        Ok(listing["flows"]
+            .as_array()
+            .context("flows -o json: no list `flows`")?
+            .len())
     }
 
     /// Whether the tables of a node hold every applied Service and its programs are on every device they belong on.

@@ -4,6 +4,7 @@ use std::{
     fmt::Write as _,
     panic::{self, AssertUnwindSafe},
     sync::Mutex,
+    time::Instant,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -133,8 +134,9 @@ impl Lab {
         Ok(())
     }
 
-    /// Connects a pod to its node, as a CNI does for a new pod: device, addresses, routes.
-    pub fn plug(&self, pod: &str) -> Result<()> {
+    /// Connects a pod to its node, as a CNI does for a new pod: device, addresses, routes. Returns the time just before the
+    /// node's side of the device went up.
+    pub fn plug(&self, pod: &str) -> Result<Instant> {
         let pod = self.pod(pod);
         plug(&self.node(&pod.node).namespace, pod)
     }
@@ -246,7 +248,7 @@ fn create_pod(prefix: &str, node: &mut Node, name: &str) -> Result<Pod> {
     })
 }
 
-fn plug(node: &Namespace, pod: &Pod) -> Result<()> {
+fn plug(node: &Namespace, pod: &Pod) -> Result<Instant> {
     let (device, Addresses { v4, v6 }) = (pod.host_device(), pod.addresses);
     node.ip(&format!(
         "link add {device} address {GATEWAY_HARDWARE} type veth peer name eth0 netns {}\n",
@@ -262,9 +264,11 @@ fn plug(node: &Namespace, pod: &Pod) -> Result<()> {
          route add ::/0 via {GATEWAY_V6} dev eth0\n"
     ))?;
     // Up last: a pod that can be reached is one that can answer.
+    let up = Instant::now();
     node.ip(&format!(
         "link set {device} up\n\
          route add {v4}/32 dev {device}\n\
          route add {v6}/128 dev {device}\n"
-    ))
+    ))?;
+    Ok(up)
 }

@@ -1,8 +1,10 @@
 //! The cluster that `manifests/examples` describes: what `demo` and `lab up` show.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 
-use super::{Builder, Lab, Protocol, Service, address};
+use super::{Addresses, Builder, Family, Lab, Namespace, Protocol, Service, address, server::Server};
 
 /// The examples, by file name.
 pub const MANIFESTS: [(&str, &str); 3] = [
@@ -56,6 +58,26 @@ pub fn servers() -> impl Iterator<Item = (&'static str, u16)> {
     })
 }
 
+/// The servers of the cluster; they end when dropped.
+#[derive(Debug)]
+pub struct Servers {
+    _servers: Vec<Server>,
+}
+
+/// Starts the servers in the pods of a lab that another process built, by its prefix.
+///
+/// # Errors
+/// A pod's namespace is not there.
+pub fn serve(prefix: &str) -> Result<Servers> {
+    let addresses = addresses().collect::<BTreeMap<_, _>>();
+    let start = |(pod, port): (&'static str, u16)| {
+        let sockets = Family::ALL.map(|family| addresses[pod].with_port(family, port));
+        Server::start(&Namespace::open(&format!("{prefix}-{pod}"))?, pod, &sockets)
+    };
+    let servers = servers().map(start).collect::<Result<_>>()?;
+    Ok(Servers { _servers: servers })
+}
+
 impl Lab {
     /// Gives the agents the examples.
     pub fn apply_examples(&self) -> Result<()> {
@@ -66,6 +88,17 @@ impl Lab {
         self.expect(&dns());
         Ok(())
     }
+}
+
+/// Addresses of all pods by name.
+fn addresses() -> impl Iterator<Item = (&'static str, Addresses)> {
+    let of_node = |((_, pods), node): ((&str, &'static [&'static str]), u8)| {
+        pods.iter()
+            .copied()
+            .zip(1..)
+            .map(move |(pod, number)| (pod, address::pod(node, number)))
+    };
+    NODES.into_iter().zip(1..).flat_map(of_node)
 }
 
 fn with_pods(mut service: Service, prefix: &str) -> Service {
@@ -84,7 +117,6 @@ mod tests {
     use serde_yaml_ng::{Deserializer, Value, from_value};
 
     use super::*;
-    use crate::lab::Family;
 
     fn documents(name: &str) -> Vec<Value> {
         let (_, text) = MANIFESTS

@@ -115,6 +115,11 @@ impl Service {
         format!("{}/{}", self.namespace, self.name)
     }
 
+    /// Names of the pods behind it.
+    pub fn members(&self) -> impl Iterator<Item = &str> {
+        self.members.iter().map(|member| member.pod.as_str())
+    }
+
     /// Its namespace and name.
     pub fn key(&self) -> (&str, &str) {
         (&self.namespace, &self.name)

@@ -43,6 +43,7 @@ mod strict;
 
 use std::{
     collections::BTreeMap,
+    fs,
     net::SocketAddr,
     path::PathBuf,
     sync::Mutex,
@@ -50,7 +51,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 pub use address::{Addresses, Family};
 pub use agent::{Agent, AgentOptions, agent_binary};
@@ -207,6 +208,19 @@ impl Lab {
         self.estate.bpffs().join(node)
     }
 
+    /// Where a table of a node is pinned.
+    ///
+    /// # Errors
+    /// It isn't: no agent has run there.
+    pub fn pinned_table(&self, node: &str, table: &str) -> Result<PathBuf> {
+        let directory = self.pin_directory(node);
+        let versions = fs::read_dir(&directory).into_iter().flatten().flatten();
+        let mut paths = versions.map(|version| version.path().join("maps").join(table));
+        paths
+            .find(|path| path.exists())
+            .with_context(|| format!("no table {table} below {}", directory.display()))
+    }
+
     /// What the agent of a node printed.
     pub fn agent_log(&self, node: &str) -> PathBuf {
         self.estate.logs().join(format!("{node}.log"))
@@ -280,6 +294,12 @@ impl Lab {
             switch(&self.node(&pod.node).namespace, &pod.host_device())?;
         }
         self.nodes.iter().try_for_each(|node| switch(&node.namespace, "eth0"))
+    }
+
+    /// Rules of strict nodes that packets met, though no packet between a client, a ClusterIP and a pod may meet them.
+    pub fn offended_rules(&self) -> Result<Vec<String>> {
+        let rules = self.nodes.iter().map(strict::offended).collect::<Result<Vec<_>>>()?;
+        Ok(rules.concat())
     }
 
     /// Leaves namespaces, agents and files standing when this value is dropped (servers end all the same).

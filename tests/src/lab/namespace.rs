@@ -1,6 +1,11 @@
 //! A network namespace, and running code in it.
 
-use std::{fs, fs::File, panic, path::PathBuf, thread};
+use std::{
+    fs::{self, File},
+    io, panic,
+    path::PathBuf,
+    thread,
+};
 
 use anyhow::{Context as _, Result};
 use nix::sched::{CloneFlags, setns};
@@ -107,14 +112,40 @@ impl Namespace {
     /// TCP segments sent again in this namespace since it exists: a packet lost on the way shows here, even where the
     /// request got its answer in the end (RFC 4022, tcpRetransSegs).
     pub fn retransmissions(&self) -> Result<u64> {
-        let snmp = self.run(|| fs::read_to_string("/proc/thread-self/net/snmp"))?;
-        let mut tcp = snmp.lines().filter_map(|line| line.strip_prefix("Tcp: "));
-        let (names, values) = (tcp.next().unwrap_or_default(), tcp.next().unwrap_or_default());
+        self.counter("Tcp:", "RetransSegs")
+    }
+
+    /// Packets with a wrong checksum that this namespace's stack received, all protocols and both families.
+    pub fn checksum_errors(&self) -> Result<u64> {
+        let counters = [
+            ("Tcp:", "InCsumErrors"),
+            ("Udp:", "InCsumErrors"),
+            ("IpExt:", "InCsumErrors"),
+        ];
+        let v4_and_tcp = counters
+            .into_iter()
+            .map(|(table, name)| self.counter(table, name))
+            .sum::<Result<u64>>()?;
+        let v6 = self.run(|| fs::read_to_string("/proc/thread-self/net/snmp6"))?;
+        let errors = v6.lines().filter_map(|line| line.split_once(char::is_whitespace));
+        let errors = errors.filter(|(name, _)| name.ends_with("InCsumErrors"));
+        Ok(v4_and_tcp
+            + errors
+                .filter_map(|(_, count)| count.trim().parse::<u64>().ok())
+                .sum::<u64>())
+    }
+
+    /// A counter of proc(5) net/snmp or net/netstat: pairs of lines, names and values, that start with the table's name.
+    fn counter(&self, table: &str, name: &str) -> Result<u64> {
+        let read = |file| fs::read_to_string(format!("/proc/thread-self/net/{file}"));
+        let text = self.run(|| Ok::<_, io::Error>(read("snmp")? + &read("netstat")?))?;
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix(table));
+        let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
         let mut columns = names.split_whitespace().zip(values.split_whitespace());
         let (_, count) = columns
-            .find(|(name, _)| *name == "RetransSegs")
-            .context("no RetransSegs in net/snmp")?;
-        count.parse().context("RetransSegs in net/snmp")
+            .find(|(found, _)| *found == name)
+            .with_context(|| format!("this kernel counts no {table} {name}"))?;
+        count.parse().with_context(|| format!("{table} {name} = {count}"))
     }
 }
 

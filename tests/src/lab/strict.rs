@@ -32,14 +32,23 @@ pub(super) fn apply(node: &Node) -> Result<()> {
                 ct state established,related counter accept
                 ct state new ip saddr {POD_NETWORK_V4} counter accept
                 ct state new ip6 saddr {POD_NETWORK_V6} counter accept
-                counter comment \"dropped by policy\"
+                counter comment \"not expected\"
             }}
             chain leaving {{
                 type nat hook postrouting priority srcnat; policy accept;
-                ip saddr {pods_v4} ip daddr != {POD_NETWORK_V4} counter masquerade
-                ip6 saddr {pods_v6} ip6 daddr != {POD_NETWORK_V6} counter masquerade
+                ip saddr {pods_v4} ip daddr != {POD_NETWORK_V4} counter masquerade comment \"leaves the cluster\"
+                ip6 saddr {pods_v6} ip6 daddr != {POD_NETWORK_V6} counter masquerade comment \"leaves the cluster\"
             }}
         }}\n"
     );
     node.namespace.tool("nft", &["-f", "-"], &rules).map(drop)
+}
+
+/// The commented rules that packets met. They are those that no packet between a client, a ClusterIP and a pod may meet.
+pub(super) fn offended(node: &Node) -> Result<Vec<String>> {
+    let rules = node.namespace.tool("nft", &["list", "table", "inet", "strict"], "")?;
+    let offended = rules
+        .lines()
+        .filter(|rule| rule.contains("comment") && !rule.contains("packets 0 "));
+    Ok(offended.map(|rule| format!("{}: {}", node.name, rule.trim())).collect())
 }

@@ -1,0 +1,37 @@
+//! `cargo xtask demo` and `cargo xtask lab`.
+
+mod demo;
+mod lab;
+mod table;
+
+use anyhow::{Result, bail};
+use clap::{Parser, Subcommand};
+use proxy_tests::lab::reason_to_skip;
+
+/// Clusters of network namespaces on one machine, with the real agent on each node
+#[derive(Debug, Parser)]
+#[command(name = "proxy-lab", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show the proxy at work: requests through Services, one of them scaled down and up meanwhile
+    Demo(demo::Demo),
+    /// Keep a lab standing for hand work
+    #[command(subcommand)]
+    Lab(lab::Lab),
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    if let Some(reason) = reason_to_skip() {
+        bail!("{reason}");
+    }
+    match cli.command {
+        Command::Demo(demo) => demo.run(),
+        Command::Lab(lab) => lab.run(),
+    }
+}
