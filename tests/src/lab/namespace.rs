@@ -151,14 +151,21 @@ impl Namespace {
 
 /// Removes the namespaces whose names start with a prefix, and with them every device in them.
 pub(super) fn remove_all(prefix: &str) -> Result<()> {
-    let entries = fs::read_dir(DIRECTORY).into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let lines: Vec<String> = names
-        .filter(|name| name.starts_with(prefix))
-        .map(|name| format!("netns del {name}\n"))
-        .collect();
+    let lines: Vec<String> = names(prefix).map(|name| format!("netns del {name}\n")).collect();
     if lines.is_empty() {
         return Ok(());
     }
-    run("ip", &["-force", "-batch", "-"], &lines.concat()).map(drop)
+    let outcome = run("ip", &["-force", "-batch", "-"], &lines.concat());
+    // Another process may remove the same ones at the same time: what counts is that they are gone.
+    if names(prefix).next().is_none() {
+        Ok(())
+    } else {
+        outcome.map(drop)
+    }
+}
+
+fn names(prefix: &str) -> impl Iterator<Item = String> {
+    let entries = fs::read_dir(DIRECTORY).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(move |name| name.starts_with(prefix))
 }

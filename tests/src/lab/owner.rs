@@ -6,7 +6,10 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -60,7 +63,7 @@ impl ProcessId {
 }
 
 /// The directory and prefix of one lab.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Estate {
     prefix: String,
 }
@@ -159,6 +162,9 @@ impl Estate {
 
     /// Ends the processes and removes namespaces, pins and files. What is gone already is no error.
     pub(super) fn remove(&self) -> Result<()> {
+        // An interrupt may ask for it while it is being done.
+        static REMOVING: Mutex<()> = Mutex::new(());
+        let _removing = REMOVING.lock().unwrap_or_else(PoisonError::into_inner);
         for process in self.adopted() {
             if process.is_alive() {
                 let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);

@@ -1,10 +1,17 @@
 //! Labs that stand without a process (`proxy-lab up`).
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf, process, thread};
 
 use anyhow::Result;
+use tokio::{
+    runtime,
+    signal::unix::{SignalKind, signal},
+};
 
-use super::owner::{self, Estate};
+use super::{
+    Lab,
+    owner::{self, Estate},
+};
 
 /// A lab found on this machine.
 #[derive(Debug)]
@@ -40,4 +47,32 @@ impl Standing {
 /// All labs on this machine, also those of running tests.
 pub fn standing() -> Vec<Standing> {
     owner::standing().into_iter().map(Standing).collect()
+}
+
+impl Lab {
+    /// Removes the lab and ends this process, with the status shells expect, when somebody interrupts or terminates it.
+    pub fn remove_when_interrupted(&self) -> Result<()> {
+        let estate = self.estate.clone();
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        thread::Builder::new().name("interrupt".to_owned()).spawn(move || {
+            let interrupted = runtime.block_on(async {
+                let (mut interrupt, mut terminate) =
+                    (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+                Ok::<_, io::Error>(tokio::select! {
+                    _ = interrupt.recv() => SignalKind::interrupt(),
+                    _ = terminate.recv() => SignalKind::terminate(),
+                })
+            });
+            match interrupted {
+                Ok(signal) => {
+                    if let Err(error) = estate.remove() {
+                        eprintln!("lab: removing {}: {error:#}", estate.prefix());
+                    }
+                    process::exit(128 + signal.as_raw_value());
+                }
+                Err(error) => eprintln!("lab: signals are not handled: {error}"),
+            }
+        })?;
+        Ok(())
+    }
 }

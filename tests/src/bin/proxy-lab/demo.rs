@@ -88,6 +88,7 @@ impl Demo {
             return Ok(lab);
         }
         let lab = example::cluster().build()?;
+        lab.remove_when_interrupted()?;
         example::servers().try_for_each(|(pod, port)| lab.serve(pod, port))?;
         Ok(lab)
     }
