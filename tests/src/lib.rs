@@ -1,5 +1,5 @@
 //! The lab and what tests share.
 
 pub mod api_server;
-pub mod skip;
 pub mod lab;
+pub mod skip;

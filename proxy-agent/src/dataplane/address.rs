@@ -2,10 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use proxy_common::layout::{AddressBytes, Backend, FilterHash};
+use proxy_common::layout::{AddressBytes, Backend};
 
 /// An address as the tables hold it.
-pub trait Address: AddressBytes + FilterHash + Send {
+pub trait Address: AddressBytes + Send {
     /// The bytes of an address; `None` for one of the other family.
     fn from_ip(address: IpAddr) -> Option<Self>;
 

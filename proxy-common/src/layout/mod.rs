@@ -16,7 +16,7 @@ mod slot;
 
 pub use counter::{Counter, ServiceCounter};
 pub use device::{Device, role};
-pub use filter::{FILTER_WORDS, FilterHash, filter_bit};
+pub use filter::{FILTER_WORDS, filter_bit};
 pub use flow::{EGRESS, FlowKey, FlowValue, INGRESS, flow_flags, history};
 pub use service::{AFFINITY_NONE, ServiceKey, ServiceName, ServiceValue, service_flags};
 pub use settings::{Settings, TICK_SHIFT, Timeouts};

@@ -5,13 +5,13 @@ use std::{
     time::Duration,
 };
 
-use proxy_common::layout::{FILTER_WORDS, FilterHash, filter_bit};
+use proxy_common::layout::{AddressBytes, FILTER_WORDS, filter_bit};
 
 use super::GRACE;
 use crate::dataplane::table::{BoxedTable, TableError};
 
 /// Number of an address's bit in a filter.
-pub(crate) fn bit_of<A: FilterHash>(address: &A) -> u32 {
+pub(crate) fn bit_of<A: AddressBytes>(address: &A) -> u32 {
     let (word, mask) = filter_bit(address);
     (word << 6) | mask.trailing_zeros()
 }
@@ -51,7 +51,7 @@ impl Filter {
     }
 
     /// Sets the bit of an address that is going to be served.
-    pub(super) fn admit<A: FilterHash>(&mut self, address: &A, now: Duration) -> Result<(), TableError> {
+    pub(super) fn admit<A: AddressBytes>(&mut self, address: &A, now: Duration) -> Result<(), TableError> {
         let (index, mask) = filter_bit(address);
         let word = &mut self.words[index as usize];
         if *word & mask == 0 {
@@ -63,14 +63,14 @@ impl Filter {
     }
 
     /// An address is served from now on.
-    pub(super) fn hold<A: FilterHash>(&mut self, address: &A) {
+    pub(super) fn hold<A: AddressBytes>(&mut self, address: &A) {
         let bit = bit_of(address);
         *self.holders.entry(bit).or_default() += 1;
         self.stale.remove(&bit);
     }
 
     /// An address is not served any more.
-    pub(super) fn release<A: FilterHash>(&mut self, address: &A, now: Duration) {
+    pub(super) fn release<A: AddressBytes>(&mut self, address: &A, now: Duration) {
         let bit = bit_of(address);
         if let Some(holders) = self.holders.get_mut(&bit) {
             *holders -= 1;
