@@ -3,3 +3,4 @@
 pub mod api_server;
 pub mod lab;
 pub mod skip;
+pub mod test_run;

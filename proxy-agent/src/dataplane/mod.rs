@@ -18,6 +18,7 @@ pub mod programmer;
 mod raw;
 pub mod service_name;
 mod shape;
+pub mod simulation;
 pub mod table;
 
 use std::{

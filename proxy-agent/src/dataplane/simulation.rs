@@ -1,0 +1,241 @@
+//! The datapath run in user space on one packet: what the kernel programs would do, by the very same code.
+//!
+//! It reads the tables through the narrow door, pinned or in memory, and never writes there: what the packet changes
+//! stays in the simulation.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    rc::Rc,
+};
+
+use proxy_common::{
+    datapath::{self, Environment, FlowHandle, InsertError, InsertMode, Outcome, Reason},
+    layout::{
+        AddressBytes, Backend, Counter, FlowKey, FlowValue, ServiceCounter, ServiceKey, ServiceValue, SlotKey,
+        Timeouts, filter_bit,
+    },
+    packet::{BufferPacket, Family},
+};
+
+use super::table::{BoxedTable, FamilyTables, TableError, Tables};
+
+/// Flows by key; `None` is one that was removed.
+type Changes<A> = Rc<RefCell<HashMap<FlowKey<A>, Option<FlowValue<A>>>>>;
+
+/// Flows by key.
+pub type Flows<A> = BTreeMap<FlowKey<A>, FlowValue<A>>;
+
+/// A run of the datapath for one address family.
+pub struct Simulation<'a, F: Family> {
+    family: &'a FamilyTables<F::Address>,
+    tables: &'a Tables,
+    changes: Changes<F::Address>,
+    reasons: RefCell<BTreeMap<Reason, Counter>>,
+    services: RefCell<BTreeMap<u32, ServiceCounter>>,
+    error: RefCell<Option<TableError>>,
+}
+
+/// Clock, chance and place of a simulation.
+pub struct Surroundings<'a> {
+    /// Now, in ticks
+    pub now: u32,
+    /// Interface index of the edge
+    pub device: u32,
+    /// Flow timeouts
+    pub timeouts: Timeouts,
+    /// Random numbers
+    pub random: &'a dyn Fn() -> u32,
+}
+
+impl Environment for Surroundings<'_> {
+    fn now(&self) -> u32 {
+        self.now
+    }
+
+    fn random(&self) -> u32 {
+        (self.random)()
+    }
+
+    fn device(&self) -> u32 {
+        self.device
+    }
+
+    fn timeouts(&self) -> Timeouts {
+        self.timeouts
+    }
+}
+
+/// The hook that a packet meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// It enters the node's stack
+    Ingress,
+    /// It leaves the node's stack
+    Egress,
+}
+
+impl<'a, F: Family> Simulation<'a, F> {
+    /// A simulation on these tables; `family` must be those of `F` in `tables`.
+    pub fn new(tables: &'a Tables, family: &'a FamilyTables<F::Address>) -> Self {
+        Self {
+            family,
+            tables,
+            changes: Rc::default(),
+            reasons: RefCell::default(),
+            services: RefCell::default(),
+            error: RefCell::default(),
+        }
+    }
+
+    /// Runs a packet, from its network header on, through a hook.
+    ///
+    /// # Errors
+    /// If a table could not be read.
+    pub fn run(&self, hook: Hook, packet: &mut [u8], surroundings: &Surroundings<'_>) -> Result<Outcome, TableError> {
+        let mut packet = BufferPacket::new(packet);
+        let outcome = match hook {
+            Hook::Ingress => datapath::ingress::<F, _, _, _>(&mut packet, self, surroundings),
+            Hook::Egress => datapath::egress::<F, _, _, _>(&mut packet, self, surroundings),
+        };
+        self.error.take().map_or(Ok(outcome), Err)
+    }
+
+    /// Every flow there is now: those of the tables, and what packets changed.
+    ///
+    /// # Errors
+    /// If the table could not be read.
+    pub fn flows(&self) -> Result<Flows<F::Address>, TableError>
+    where
+        F::Address: Ord,
+    {
+        let mut flows: BTreeMap<_, _> = self.family.flows.entries()?.into_iter().collect();
+        for (key, value) in self.changes.borrow().iter() {
+            match value {
+                Some(value) => flows.insert(*key, *value),
+                None => flows.remove(key),
+            };
+        }
+        Ok(flows)
+    }
+
+    /// What was counted by reason.
+    pub fn reasons(&self) -> BTreeMap<Reason, Counter> {
+        self.reasons.borrow().clone()
+    }
+
+    /// What was counted by service id.
+    pub fn services(&self) -> BTreeMap<u32, ServiceCounter> {
+        self.services.borrow().clone()
+    }
+
+    /// The value of a key; an error is kept for the end of the run.
+    fn get<K, V>(&self, table: &BoxedTable<K, V>, key: &K) -> Option<V> {
+        table.get(key).unwrap_or_else(|error| {
+            self.error.borrow_mut().get_or_insert(error);
+            None
+        })
+    }
+
+    fn may_be_in(&self, filter: &BoxedTable<u32, u64>, address: &F::Address) -> bool {
+        let (word, bit) = filter_bit(address);
+        self.get(filter, &word).is_some_and(|bits| bits & bit != 0)
+    }
+}
+
+/// A flow of a simulation.
+pub struct SimulatedFlow<A> {
+    changes: Changes<A>,
+    key: FlowKey<A>,
+    value: FlowValue<A>,
+}
+
+impl<A: AddressBytes> SimulatedFlow<A> {
+    fn change(&self, change: impl FnOnce(&mut FlowValue<A>)) {
+        let mut changes = self.changes.borrow_mut();
+        // As in the kernel, a write to an entry that was removed meanwhile is lost.
+        if let Some(value) = changes.entry(self.key).or_insert(Some(self.value)) {
+            change(value);
+        }
+    }
+}
+
+impl<A: AddressBytes> FlowHandle<A> for SimulatedFlow<A> {
+    fn value(&self) -> FlowValue<A> {
+        self.value
+    }
+
+    fn touch(&self, last_seen: u32, history: u8) {
+        self.change(|value| (value.last_seen, value.history) = (last_seen, history));
+    }
+
+    fn set_flags(&self, flags: u8) {
+        self.change(|value| value.flags = flags);
+    }
+}
+
+impl<F: Family> datapath::Tables<F::Address> for Simulation<'_, F> {
+    type Flow = SimulatedFlow<F::Address>;
+
+    fn may_be_frontend(&self, address: &F::Address) -> bool {
+        self.may_be_in(&self.tables.frontend_filter, address)
+    }
+
+    fn may_be_backend(&self, address: &F::Address) -> bool {
+        self.may_be_in(&self.tables.backend_filter, address)
+    }
+
+    fn service(&self, key: &ServiceKey<F::Address>) -> Option<ServiceValue> {
+        self.get(&self.family.services, key)
+    }
+
+    fn slot(&self, key: &SlotKey) -> Option<Backend<F::Address>> {
+        self.get(&self.family.slots, key)
+    }
+
+    fn flow(&self, key: &FlowKey<F::Address>) -> Option<Self::Flow> {
+        let changed = self.changes.borrow().get(key).copied();
+        let value = changed.unwrap_or_else(|| self.get(&self.family.flows, key))?;
+        Some(SimulatedFlow {
+            changes: Rc::clone(&self.changes),
+            key: *key,
+            value,
+        })
+    }
+
+    fn insert_flow(
+        &self,
+        key: &FlowKey<F::Address>,
+        value: &FlowValue<F::Address>,
+        mode: InsertMode,
+    ) -> Result<(), InsertError> {
+        if mode == InsertMode::New && self.flow(key).is_some() {
+            return Err(InsertError::Exists);
+        }
+        self.changes.borrow_mut().insert(*key, Some(*value));
+        Ok(())
+    }
+
+    fn remove_flow(&self, key: &FlowKey<F::Address>) {
+        self.changes.borrow_mut().insert(*key, None);
+    }
+
+    fn masquerade_address(&self, device: u32) -> Option<F::Address> {
+        F::masquerade_address(&self.get(&self.tables.devices, &device)?)
+    }
+
+    fn count(&self, reason: Reason, bytes: u32) {
+        let mut reasons = self.reasons.borrow_mut();
+        let counter = reasons.entry(reason).or_default();
+        counter.packets += 1;
+        counter.bytes += u64::from(bytes);
+    }
+
+    fn count_service(&self, service: u32, connections: u32, bytes: u32) {
+        let mut services = self.services.borrow_mut();
+        let counter = services.entry(service).or_default();
+        counter.connections += u64::from(connections);
+        counter.packets += 1;
+        counter.bytes += u64::from(bytes);
+    }
+}

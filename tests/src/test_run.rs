@@ -1,0 +1,159 @@
+//! The kernel programs under `BPF_PROG_TEST_RUN`: real programs and maps, one packet at a time, no device.
+
+use std::{env, fs, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{SchedClassifier, TestRun as _, TestRunOptions},
+};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use proxy_agent::dataplane::{kernel, pin::PinDirectory, simulation::Hook, table::Tables};
+use proxy_common::layout::tables;
+use tempfile::TempDir;
+
+/// Verdicts of the programs: `TCX_NEXT` and `TCX_DROP` (`include/uapi/linux/bpf.h`).
+pub const NEXT: i32 = -1;
+/// See [`NEXT`].
+pub const DROP: i32 = 2;
+
+/// The interface index that programs see: the loopback device's, whose packets the kernel pretends to test with.
+pub const DEVICE: u32 = 1;
+
+/// The programs, loaded into the kernel with maps of their own.
+pub struct Kernel {
+    ebpf: Ebpf,
+    tables: Tables,
+    _bpffs: Bpffs,
+}
+
+/// What a program did with a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// Its verdict
+    pub verdict: i32,
+    /// The frame as it left it
+    pub frame: Vec<u8>,
+    /// How long one run took, on average
+    pub duration: Duration,
+}
+
+impl Kernel {
+    /// Loads the programs that `cargo xtask build` built. Flow tables get `flows` entries.
+    ///
+    /// # Errors
+    /// If there is no object, or the kernel refuses it.
+    pub fn load(flows: u32) -> Result<Self> {
+        let object = object()?;
+        let bpffs = Bpffs::mount()?;
+        let pin = PinDirectory::new(bpffs.0.path().join("test-run"));
+        fs::create_dir_all(pin.maps()).context("cannot make a pin directory")?;
+        let mut loader = EbpfLoader::new();
+        for spec in &tables::ALL {
+            loader.map_pin_path(spec.name, pin.map(spec.name));
+        }
+        for spec in [tables::FLOWS_V4, tables::FLOWS_V6] {
+            loader.map_max_entries(spec.name, flows);
+        }
+        let mut ebpf = loader.load(&object).context("cannot make the maps")?;
+        for name in ["ingress", "egress"] {
+            program(&mut ebpf, name)?
+                .load()
+                .with_context(|| format!("cannot load {name}"))?;
+        }
+        Ok(Self {
+            ebpf,
+            tables: kernel::open(&pin)?,
+            _bpffs: bpffs,
+        })
+    }
+
+    /// The tables of the programs.
+    pub const fn tables(&mut self) -> &mut Tables {
+        &mut self.tables
+    }
+
+    /// Runs an Ethernet frame through a hook, `repeat` times; the kernel does not restore the frame in between.
+    ///
+    /// # Errors
+    /// If the kernel refuses the frame.
+    pub fn run(&mut self, hook: Hook, frame: &[u8], repeat: u32) -> Result<Ran> {
+        let name = match hook {
+            Hook::Ingress => "ingress",
+            Hook::Egress => "egress",
+        };
+        let mut out = vec![0; frame.len()];
+        let result = program(&mut self.ebpf, name)?
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                repeat,
+                ..TestRunOptions::default()
+            })
+            .context("BPF_PROG_TEST_RUN")?;
+        ensure!(
+            result.data_size_out as usize == frame.len(),
+            "the frame changed its length"
+        );
+        Ok(Ran {
+            verdict: result.return_value.cast_signed(),
+            frame: out,
+            duration: result.duration,
+        })
+    }
+
+    /// How many instructions the verifier went through for a hook's program.
+    ///
+    /// # Errors
+    /// If the kernel does not tell.
+    pub fn verified_instructions(&mut self, hook: Hook) -> Result<u32> {
+        let name = match hook {
+            Hook::Ingress => "ingress",
+            Hook::Egress => "egress",
+        };
+        let info = program(&mut self.ebpf, name)?.info()?;
+        info.verified_instruction_count()
+            .context("the kernel does not tell verified instructions")
+    }
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let program = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+/// The eBPF object where `cargo xtask build` puts it, or where `PROXY_EBPF_OBJECT` says.
+fn object() -> Result<Vec<u8>> {
+    let path = env::var_os("PROXY_EBPF_OBJECT").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/ebpf/proxy-ebpf.o"),
+        PathBuf::from,
+    );
+    fs::read(&path).with_context(|| format!("no eBPF object at {}: run `cargo xtask build`", path.display()))
+}
+
+/// A bpffs of our own, unmounted in the end.
+struct Bpffs(TempDir);
+
+impl Bpffs {
+    fn mount() -> Result<Self> {
+        let directory = tempfile::tempdir().context("cannot make a directory")?;
+        mount(
+            Some("bpf"),
+            directory.path(),
+            Some("bpf"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .context("cannot mount a bpffs (are we root?)")?;
+        Ok(Self(directory))
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        // Nothing is left to do if that fails; the directory then stays behind and says so.
+        if let Err(error) = umount2(self.0.path(), MntFlags::MNT_DETACH) {
+            eprintln!("cannot unmount {}: {error}", self.0.path().display());
+        }
+    }
+}
