@@ -3,6 +3,7 @@
 //! Data flows one way; no room knows the one before it. See ARCHITECTURE.md.
 
 pub mod cli;
+pub mod config;
 pub mod dataplane;
 pub mod model;
 pub mod plan;

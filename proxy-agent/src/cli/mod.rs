@@ -1,5 +1,8 @@
 //! The command line (kept stable: tools and tests depend on it). One subcommand a file.
 
+pub mod input;
+mod plan;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -23,7 +26,9 @@ pub enum Output {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    Plan(plan::PlanArgs),
+}
 
 impl Cli {
     /// Runs the subcommand.
@@ -31,6 +36,8 @@ impl Cli {
     /// # Errors
     /// Whatever stops the subcommand, with the object and the reason named.
     pub fn run(self) -> Result<()> {
-        match self.command {}
+        match self.command {
+            Command::Plan(arguments) => arguments.run(),
+        }
     }
 }

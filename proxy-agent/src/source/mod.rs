@@ -3,6 +3,8 @@
 //! Both sources speak the same language: [`Event`]s over a channel. A source never stops at bad input: it reports a
 //! [`crate::model::Problem`] and goes on with the rest.
 
+pub mod manifests;
+
 use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,

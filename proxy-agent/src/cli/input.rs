@@ -1,0 +1,120 @@
+//! The arguments that say what is planned, and for which node.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+use crate::{
+    config::ProxyConfig,
+    model::{Model, Node, ObjectName, parse_ip},
+    plan::{Frontend, Planner},
+    source::manifests,
+};
+
+/// What is planned, and for which node.
+#[derive(Clone, Debug, Args)]
+pub struct InputArgs {
+    /// Directory of manifests (*.yaml, *.yml, *.json at its top level) to take Services, EndpointSlices and Nodes from
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+
+    /// Name of this node [default: hostnameOverride of the configuration, or the host's name]
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    pub node_name: Option<String>,
+
+    /// A KubeProxyConfiguration file, as kube-proxy takes it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// An address of this node, the primary one first, instead of those of its Node object; may be repeated
+    #[arg(long = "node-address", value_name = "ADDR", value_parser = parse_ip)]
+    pub node_addresses: Vec<IpAddr>,
+}
+
+/// What the arguments lead to.
+#[derive(Debug)]
+pub struct Input {
+    /// The configuration
+    pub config: ProxyConfig,
+    /// The objects
+    pub model: Model,
+    /// The frontends of every Service
+    pub frontends: BTreeMap<ObjectName, Vec<Frontend>>,
+}
+
+impl InputArgs {
+    /// Reads the configuration, the default without one; what means nothing here is logged.
+    ///
+    /// # Errors
+    /// Those of [`ProxyConfig::read`].
+    pub fn config(&self) -> Result<ProxyConfig> {
+        let Some(file) = &self.config else {
+            return Ok(ProxyConfig::default());
+        };
+        let config = ProxyConfig::read(file)?;
+        if !config.without_meaning.is_empty() {
+            tracing::warn!(
+                "configuration {}: these fields are set, but mean nothing to this proxy: {}",
+                file.display(),
+                config.without_meaning.join(", ")
+            );
+        }
+        Ok(config)
+    }
+
+    /// Name of this node: the argument, the configuration's, or the host's (behaviour.md 8.9).
+    ///
+    /// # Errors
+    /// None is given and the host has none.
+    pub fn node_name(&self, config: &ProxyConfig) -> Result<String> {
+        if let Some(name) = self.node_name.clone().or_else(|| config.hostname_override.clone()) {
+            return Ok(name);
+        }
+        let name = nix::unistd::gethostname().context("the host's name, as no --node-name is given")?;
+        match name.to_str().map(str::trim) {
+            Some(name) if !name.is_empty() => Ok(name.to_lowercase()),
+            _ => bail!("the host has no usable name: give --node-name"),
+        }
+    }
+
+    /// Addresses of this node, the primary one first (behaviour.md 8.12): the arguments, or the configuration's in front
+    /// of those of the Node object.
+    pub fn node_addresses(&self, config: &ProxyConfig, node: &Node) -> Vec<IpAddr> {
+        if !self.node_addresses.is_empty() {
+            return self.node_addresses.clone();
+        }
+        let mut addresses: Vec<IpAddr> = config.bind_address.into_iter().collect();
+        for address in &node.addresses {
+            if addresses.iter().all(|known| known.is_ipv4() != address.is_ipv4()) {
+                addresses.push(*address);
+            }
+        }
+        addresses
+    }
+
+    /// Reads the manifests once and plans them. What is wrong with single objects goes to stderr.
+    ///
+    /// # Errors
+    /// The directory or the configuration can't be read.
+    pub fn plan(&self) -> Result<Input> {
+        let config = self.config()?;
+        let directory = self.manifests.as_ref().context("--manifests DIR is missing")?;
+        let mut model = Model::new(self.node_name(&config)?);
+        let events =
+            manifests::read(directory).with_context(|| format!("manifests {}: can't be read", directory.display()))?;
+        for event in events {
+            model.apply(event);
+        }
+        let mut planner = Planner::default();
+        let frontends = planner.plan_everything(&model);
+        for problem in model.problems().into_iter().chain(planner.problems()) {
+            eprintln!("{problem}");
+        }
+        Ok(Input {
+            config,
+            model,
+            frontends,
+        })
+    }
+}

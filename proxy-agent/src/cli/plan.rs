@@ -1,0 +1,113 @@
+//! `plan`: what this node serves, according to manifests. Touches nothing.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::Result;
+use clap::Args;
+use comfy_table::{Table, presets::NOTHING};
+use serde::Serialize;
+
+use super::{Output, input::InputArgs};
+use crate::plan::{Frontend, Kind, Protocol};
+
+/// Print what this node serves according to manifests: every frontend and its endpoints
+#[derive(Debug, Args)]
+#[command(mut_arg("manifests", |argument| argument.required(true)))]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    input: InputArgs,
+
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+/// The listing, as JSON and YAML show it.
+#[derive(Debug, Serialize)]
+struct Listing {
+    frontends: Vec<Row>,
+}
+
+/// A frontend, as JSON and YAML show it. A list that it never uses is null.
+#[derive(Debug, Serialize, PartialEq, Eq, PartialOrd, Ord)]
+struct Row {
+    namespace: String,
+    service: String,
+    port_name: String,
+    protocol: Protocol,
+    kind: Kind,
+    address: Option<IpAddr>,
+    port: u16,
+    cluster: Option<Vec<SocketAddr>>,
+    local: Option<Vec<SocketAddr>>,
+    has_endpoints: bool,
+}
+
+impl From<Frontend> for Row {
+    fn from(frontend: Frontend) -> Self {
+        let service_port = frontend.service_port;
+        Self {
+            namespace: service_port.namespace,
+            service: service_port.service,
+            port_name: service_port.port_name,
+            protocol: service_port.protocol,
+            kind: frontend.kind,
+            address: frontend.address,
+            port: frontend.port,
+            cluster: frontend.cluster,
+            local: frontend.local,
+            has_endpoints: frontend.has_endpoints,
+        }
+    }
+}
+
+impl PlanArgs {
+    pub(crate) fn run(self) -> Result<()> {
+        let plan = self.input.plan()?.frontends;
+        let mut frontends: Vec<Row> = plan.into_values().flatten().map(Row::from).collect();
+        frontends.sort_unstable();
+        let listing = Listing { frontends };
+        match self.output {
+            Output::Json => println!("{}", serde_json::to_string_pretty(&listing)?),
+            Output::Yaml => print!("{}", serde_yaml_ng::to_string(&listing)?),
+            Output::Table => println!("{}", table(&listing)),
+        }
+        Ok(())
+    }
+}
+
+fn table(listing: &Listing) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(NOTHING)
+        .set_header(["SERVICE", "KIND", "FRONTEND", "CLUSTER", "LOCAL"]);
+    for row in &listing.frontends {
+        let service = format!("{}/{}:{}", row.namespace, row.service, row.port_name);
+        let address = row.address.map_or_else(
+            || format!("*:{}", row.port),
+            |address| SocketAddr::new(address, row.port).to_string(),
+        );
+        table.add_row([
+            service,
+            row.kind.to_string(),
+            format!("{address}/{}", row.protocol),
+            list(row.cluster.as_deref(), row.has_endpoints),
+            list(row.local.as_deref(), row.has_endpoints),
+        ]);
+    }
+    table
+}
+
+/// A list's cell: what happens to packets when it is empty is said, too (behaviour.md 4.1, 4.2).
+fn list(endpoints: Option<&[SocketAddr]>, has_endpoints: bool) -> String {
+    match endpoints {
+        None => "-".to_owned(),
+        Some([]) if has_endpoints => "none: drop".to_owned(),
+        Some([]) => "none: reject".to_owned(),
+        Some(endpoints) => endpoints
+            .iter()
+            .map(SocketAddr::to_string)
+            .collect::<Vec<_>>()
+            .join("\n"),
+    }
+}

@@ -1,0 +1,243 @@
+//! Configuration: the KubeProxyConfiguration file that kube-proxy reads, so that a cluster's own can be kept
+//! (behaviour.md 8.9; kube-proxy's pkg/proxy/apis/config).
+
+mod file;
+
+use std::{fs, net::IpAddr, path::Path};
+
+use anyhow::{Context as _, Result, bail};
+use ipnet::IpNet;
+
+use crate::model::{parse_ip, parse_range};
+
+/// What the configuration means for this proxy. The default is that of an empty file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// Name of this node, if it isn't the host's
+    pub hostname_override: Option<String>,
+    /// This node's primary address, instead of those of its Node object (behaviour.md 8.12); nothing binds to it
+    pub bind_address: Option<IpAddr>,
+    /// How a pod's traffic is told from other traffic (behaviour.md 5.8)
+    pub local_traffic: LocalTraffic,
+    /// On which of the node's addresses nodePorts are served (behaviour.md 3.6)
+    pub node_port_addresses: NodePortAddresses,
+    /// Masquerade everything that is sent to a cluster address (behaviour.md 5.3)
+    pub masquerade_all: bool,
+    /// Fields that are set but mean nothing here, by path
+    pub without_meaning: Vec<String>,
+}
+
+/// How a pod's traffic is told from other traffic (behaviour.md 5.8, `detectLocalMode`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LocalTraffic {
+    /// Its source is in one of these ranges (`clusterCIDR`); without a range of its family nothing is known to be local
+    ClusterCidr(Vec<IpNet>),
+    /// Its source is in one of the `spec.podCIDRs` of this node
+    NodeCidr,
+    /// It arrives at the interface of this name
+    BridgeInterface(String),
+    /// It arrives at an interface whose name starts so
+    InterfaceNamePrefix(String),
+}
+
+/// On which of the node's addresses nodePorts are served (behaviour.md 3.6, `nodePortAddresses`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// The addresses of the Node object
+    Primary,
+    /// All of the node's addresses in these ranges, at least one
+    Ranges(Vec<IpNet>),
+}
+
+impl Default for ProxyConfig {
+    fn default() -> Self {
+        Self {
+            hostname_override: None,
+            bind_address: None,
+            local_traffic: LocalTraffic::ClusterCidr(Vec::new()),
+            node_port_addresses: NodePortAddresses::Primary,
+            masquerade_all: false,
+            without_meaning: Vec::new(),
+        }
+    }
+}
+
+impl ProxyConfig {
+    /// Reads a KubeProxyConfiguration file, YAML or JSON.
+    ///
+    /// # Errors
+    /// The file can't be read, isn't of this type, has an unknown field, or a field has an unusable value; the error
+    /// names the file and the field.
+    pub fn read(file: &Path) -> Result<Self> {
+        let text = fs::read_to_string(file).with_context(|| format!("configuration {}", file.display()))?;
+        Self::parse(&text).with_context(|| format!("configuration {}", file.display()))
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let file = file::KubeProxyConfiguration::parse(text)?;
+        // Only nftables mode has settings of its own; the others share those of iptables.
+        let masquerade_all = match file.mode() {
+            "nftables" => file.nftables.masquerade_all,
+            "" | "iptables" | "ipvs" => file.iptables.masquerade_all,
+            other => bail!("mode: {other:?} is none of kube-proxy's modes on Linux: iptables, ipvs, nftables"),
+        };
+        let bind_address = given(file.bind_address.as_deref())
+            .map(|text| parse_ip(text).map_err(|reason| anyhow::anyhow!("bindAddress: {reason}")))
+            .transpose()?
+            .filter(|address| !address.is_unspecified());
+        Ok(Self {
+            hostname_override: given(file.hostname_override.as_deref()).map(|name| name.trim().to_lowercase()),
+            bind_address,
+            local_traffic: local_traffic(&file)?,
+            node_port_addresses: node_port_addresses(file.node_port_addresses.as_deref().unwrap_or_default())?,
+            masquerade_all: masquerade_all.unwrap_or(false),
+            without_meaning: file.without_meaning(),
+        })
+    }
+}
+
+fn local_traffic(file: &file::KubeProxyConfiguration) -> Result<LocalTraffic> {
+    let needed = |field: &str, value: Option<&str>| match given(value) {
+        Some(value) => Ok(value.to_owned()),
+        None => bail!("{field}: missing: detectLocalMode needs it"),
+    };
+    Ok(
+        match given(file.detect_local_mode.as_deref()).unwrap_or("ClusterCIDR") {
+            "ClusterCIDR" => {
+                let texts = given(file.cluster_cidr.as_deref())
+                    .map(|texts| texts.split(','))
+                    .into_iter()
+                    .flatten();
+                LocalTraffic::ClusterCidr(ranges("clusterCIDR", texts)?)
+            }
+            "NodeCIDR" => LocalTraffic::NodeCidr,
+            "BridgeInterface" => {
+                let name = file.detect_local.bridge_interface.as_deref();
+                LocalTraffic::BridgeInterface(needed("detectLocal.bridgeInterface", name)?)
+            }
+            "InterfaceNamePrefix" => {
+                let prefix = file.detect_local.interface_name_prefix.as_deref();
+                LocalTraffic::InterfaceNamePrefix(needed("detectLocal.interfaceNamePrefix", prefix)?)
+            }
+            other => bail!(
+                "detectLocalMode: {other:?} is unknown: ClusterCIDR, NodeCIDR, BridgeInterface and InterfaceNamePrefix are"
+            ),
+        },
+    )
+}
+
+fn node_port_addresses(texts: &[String]) -> Result<NodePortAddresses> {
+    match texts {
+        [] => Ok(NodePortAddresses::Primary),
+        [primary] if primary == "primary" => Ok(NodePortAddresses::Primary),
+        texts => Ok(NodePortAddresses::Ranges(ranges(
+            "nodePortAddresses",
+            texts.iter().map(String::as_str),
+        )?)),
+    }
+}
+
+fn ranges<'a>(field: &str, texts: impl Iterator<Item = &'a str>) -> Result<Vec<IpNet>> {
+    let parse = |text: &str| parse_range(text).map_err(|reason| anyhow::anyhow!("{field}: {reason}"));
+    texts.map(parse).collect()
+}
+
+/// A text that isn't blank.
+fn given(text: Option<&str>) -> Option<&str> {
+    text.filter(|text| !text.trim().is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What kubeadm writes into the ConfigMap `kube-proxy`.
+    const KUBEADM: &str = r#"
+apiVersion: kubeproxy.config.k8s.io/v1alpha1
+bindAddress: 0.0.0.0
+bindAddressHardFail: false
+clientConnection: {acceptContentTypes: "", burst: 0, contentType: "", kubeconfig: /var/lib/kube-proxy/kubeconfig.conf, qps: 0}
+clusterCIDR: 10.244.0.0/16,fd00:10:244::/56
+configSyncPeriod: 0s
+conntrack: {maxPerCore: null, min: null, tcpBeLiberal: false, tcpCloseWaitTimeout: null, tcpEstablishedTimeout: null, udpStreamTimeout: 0s, udpTimeout: 0s}
+detectLocal: {bridgeInterface: "", interfaceNamePrefix: ""}
+detectLocalMode: ""
+enableProfiling: false
+healthzBindAddress: ""
+hostnameOverride: ""
+iptables: {localhostNodePorts: null, masqueradeAll: true, masqueradeBit: 14, minSyncPeriod: 0s, syncPeriod: 0s}
+ipvs: {excludeCIDRs: null, minSyncPeriod: 0s, scheduler: "", strictARP: false, syncPeriod: 0s, tcpFinTimeout: 0s, tcpTimeout: 0s, udpTimeout: 0s}
+kind: KubeProxyConfiguration
+logging: {flushFrequency: 0, options: {json: {infoBufferSize: "0"}, text: {infoBufferSize: "0"}}, verbosity: 0}
+metricsBindAddress: ""
+mode: ""
+nftables: {masqueradeAll: false, masqueradeBit: null, minSyncPeriod: 0s, syncPeriod: 0s}
+nodePortAddresses: null
+oomScoreAdj: null
+portRange: ""
+showHiddenMetricsForVersion: ""
+winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: "", rootHnsEndpointName: "", sourceVip: ""}
+"#;
+
+    fn with(lines: &str) -> Result<ProxyConfig> {
+        ProxyConfig::parse(&format!(
+            "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n{lines}"
+        ))
+    }
+
+    fn error(lines: &str) -> String {
+        format!("{:#}", with(lines).unwrap_err())
+    }
+
+    #[test]
+    fn what_kubeadm_writes_is_understood() {
+        let ranges = ["10.244.0.0/16", "fd00:10:244::/56"].map(|range| range.parse().unwrap());
+        let expected = ProxyConfig {
+            local_traffic: LocalTraffic::ClusterCidr(ranges.into()),
+            masquerade_all: true,
+            without_meaning: vec![
+                "clientConnection.kubeconfig".to_owned(),
+                "iptables.masqueradeBit".to_owned(),
+            ],
+            ..ProxyConfig::default()
+        };
+        assert_eq!(ProxyConfig::parse(KUBEADM).unwrap(), expected);
+    }
+
+    #[test]
+    fn rule_8_9_fields_have_their_meaning() {
+        let config = with(
+            "hostnameOverride: Node-A\nbindAddress: 192.0.2.7\nmode: nftables\nnftables: {masqueradeAll: true}\n\
+             detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\nnodePortAddresses: [192.0.2.0/24]",
+        );
+        let expected = ProxyConfig {
+            hostname_override: Some("node-a".to_owned()),
+            bind_address: Some("192.0.2.7".parse().unwrap()),
+            local_traffic: LocalTraffic::BridgeInterface("cni0".to_owned()),
+            node_port_addresses: NodePortAddresses::Ranges(vec!["192.0.2.0/24".parse().unwrap()]),
+            masquerade_all: true,
+            without_meaning: vec!["mode".to_owned()],
+        };
+        assert_eq!(config.unwrap(), expected);
+        assert_eq!(with("").unwrap(), ProxyConfig::default());
+        assert_eq!(with("nodePortAddresses: [primary]").unwrap(), ProxyConfig::default());
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        assert!(error("clusterCidr: 10.0.0.0/8").contains("clusterCidr"));
+        assert!(error("clusterCIDR: 10.0.0.0/8,x").starts_with("clusterCIDR: \"x\" is no address range"));
+        assert!(error("bindAddress: nowhere").starts_with("bindAddress: \"nowhere\" is no IP address"));
+        assert!(error("mode: kernelspace").starts_with("mode: \"kernelspace\""));
+        assert!(error("detectLocalMode: NodeCidr").starts_with("detectLocalMode: \"NodeCidr\" is unknown"));
+        assert!(error("detectLocalMode: BridgeInterface").starts_with("detectLocal.bridgeInterface: missing"));
+        assert!(error("conntrack: {maxPerCore: many}").starts_with("conntrack.maxPerCore: "));
+        let other = ProxyConfig::parse("apiVersion: v1\nkind: Service")
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            other,
+            "this is v1 Service, not kubeproxy.config.k8s.io/v1alpha1 KubeProxyConfiguration"
+        );
+    }
+}

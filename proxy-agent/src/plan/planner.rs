@@ -1,0 +1,84 @@
+//! Plans the Services that changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Claim, Claims, Frontend, Vip, frontends, vips};
+use crate::model::{Changes, Model, ObjectName, Problem, ServiceView};
+
+/// Plans Services, and knows which other Services a change concerns.
+#[derive(Debug, Default)]
+pub struct Planner {
+    claims: Claims,
+}
+
+/// What this node must serve from now on. A Service without frontends has an empty list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Update {
+    /// All there is: what isn't in it must not be served any more
+    Everything(BTreeMap<ObjectName, Vec<Frontend>>),
+    /// Only these Services' frontends are others now
+    Services(BTreeMap<ObjectName, Vec<Frontend>>),
+}
+
+impl Planner {
+    /// Plans the Services of `changes`, and those that win or lose an address by them.
+    pub fn update(&mut self, model: &Model, changes: &Changes) -> Update {
+        match changes {
+            Changes::Everything => Update::Everything(self.plan_everything(model)),
+            Changes::Services(changed) => {
+                let mut concerned = changed.clone();
+                for name in changed {
+                    concerned.append(&mut self.claim(name, model.service(name)));
+                }
+                let plan = |name: ObjectName| {
+                    let planned = model.service(&name).map(|view| self.plan(model, view));
+                    (name, planned.unwrap_or_default())
+                };
+                Update::Services(concerned.into_iter().map(plan).collect())
+            }
+        }
+    }
+
+    /// Plans all Services there are.
+    pub fn plan_everything(&mut self, model: &Model) -> BTreeMap<ObjectName, Vec<Frontend>> {
+        self.claims.clear();
+        for view in model.services() {
+            self.claim(view.name, Some(view));
+        }
+        let plan = |view: ServiceView<'_>| (view.name.clone(), self.plan(model, view));
+        model.services().map(plan).collect()
+    }
+
+    /// Claims of Services that are not served, because another Service has what they ask for.
+    pub fn problems(&self) -> Vec<Problem> {
+        self.claims.problems()
+    }
+
+    fn claim(&mut self, name: &ObjectName, view: Option<ServiceView<'_>>) -> BTreeSet<ObjectName> {
+        let created = view.and_then(|view| view.service.created);
+        let claims = view
+            .into_iter()
+            .flat_map(|view| vips(view.service))
+            .map(|(port, vip)| Claim {
+                vip,
+                port_name: port.name.clone(),
+            });
+        self.claims.set(name, created, claims)
+    }
+
+    fn plan(&self, model: &Model, view: ServiceView<'_>) -> Vec<Frontend> {
+        let mut planned = frontends(view, model.node());
+        planned.retain(|frontend| {
+            // A nodePort has no address of its own to claim.
+            frontend.address.is_none_or(|address| {
+                let vip = Vip {
+                    address,
+                    port: frontend.port,
+                    protocol: frontend.service_port.protocol,
+                };
+                self.claims.owns(view.name, &frontend.service_port.port_name, vip)
+            })
+        });
+        planned
+    }
+}
