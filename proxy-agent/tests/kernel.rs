@@ -24,6 +24,7 @@ use proxy_agent::{
         network::NetworkWatch,
         pin::PinDirectory,
     },
+    model::ObjectName,
     plan::{Family, Frontend, Kind, Protocol, ServicePort},
 };
 
@@ -178,11 +179,16 @@ fn frontend(service: &str, address: &str, endpoints: &[&str]) -> Frontend {
     }
 }
 
-fn plan() -> Vec<Frontend> {
-    vec![
+fn plan() -> BTreeMap<ObjectName, Vec<Frontend>> {
+    let web = ObjectName {
+        namespace: "default".to_owned(),
+        name: "web".to_owned(),
+    };
+    let frontends = vec![
         frontend("web", "10.96.0.1:80", &["10.244.0.5:8080", "10.244.1.5:8080"]),
         frontend("web", "[fd00:96::1]:80", &["[fd00:244::5]:8080"]),
-    ]
+    ];
+    BTreeMap::from([(web, frontends)])
 }
 
 /// design.md 6: the agent's end leaves programs and tables as they are, and the next agent takes them over.

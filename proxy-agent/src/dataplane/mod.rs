@@ -115,8 +115,8 @@ impl Dataplane {
     }
 
     /// Makes the tables hold exactly this plan: the first thing to do when all there is to serve is known.
-    pub fn replace(&mut self, frontends: Vec<Frontend>, now: Duration) {
-        self.programmer.replace(frontends, now);
+    pub fn replace(&mut self, plan: BTreeMap<ObjectName, Vec<Frontend>>, now: Duration) {
+        self.programmer.replace(plan, now);
     }
 
     /// Makes the tables hold exactly these frontends of the Services named, none for one that is gone.

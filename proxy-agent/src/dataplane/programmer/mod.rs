@@ -91,18 +91,12 @@ impl Programmer {
     }
 
     /// Makes the tables hold exactly this plan.
-    pub fn replace(&mut self, frontends: Vec<Frontend>, now: Duration) {
-        let mut changes: BTreeMap<ObjectName, Vec<Frontend>> =
-            self.names.objects().map(|object| (object, Vec::new())).collect();
-        for frontend in frontends {
-            changes
-                .entry(object_of(&frontend.service_port))
-                .or_default()
-                .push(frontend);
-        }
+    pub fn replace(&mut self, plan: BTreeMap<ObjectName, Vec<Frontend>>, now: Duration) {
+        let mut work: BTreeMap<_, _> = self.names.objects().map(|object| (object, Vec::new())).collect();
+        work.extend(plan);
         self.waiting.clear();
         self.complete = true;
-        self.program(&changes, now);
+        self.program(&work, now);
     }
 
     /// Makes the tables hold exactly these frontends of the Services named; none for one that is gone. All others stay

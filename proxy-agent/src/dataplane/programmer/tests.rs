@@ -1,1 +1,0 @@
-//! The programmer against the in-memory twin.
