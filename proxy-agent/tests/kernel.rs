@@ -368,6 +368,67 @@ fn cleanup_leaves_nothing() {
     assert_eq!(cleanup(&sandbox.pin()).expect("nothing to do").links, 0);
 }
 
+/// design.md 7: reading commands work on the pinned tables, without agent and API server.
+#[test]
+fn reading_commands_need_no_agent() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_proxy-agent"));
+        command
+            .args(arguments)
+            .arg("--pin-dir")
+            .arg(sandbox.pin().root())
+            .output()
+            .expect("the agent's binary")
+    };
+    let output = run(&["services"]);
+    assert!(!output.status.success());
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        message.contains("nothing is pinned at") && message.contains("proxy-agent run"),
+        "{message}"
+    );
+
+    sandbox.add_pod("pod1");
+    let mut dataplane = sandbox.open().expect("a dataplane");
+    dataplane.set_edges(&look(), dataplane::now());
+    dataplane.replace(plan(), dataplane::now());
+    let json = |command: &str| -> serde_json::Value {
+        let output = run(&[command, "-o", "json"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    };
+    let status = json("status");
+    assert_eq!(status["agent"]["process"], std::process::id());
+    drop(dataplane);
+
+    let services = json("services");
+    assert_eq!(services["services"].as_array().expect("a list").len(), 2);
+    assert_eq!(services["services"][0]["service"], "web");
+    assert_eq!(
+        services["services"][0]["cluster"],
+        serde_json::json!(["10.244.0.5:8080", "10.244.1.5:8080"])
+    );
+    assert_eq!(json("flows")["flows"], serde_json::json!([]));
+    let status = json("status");
+    assert_eq!(status["agent"]["running"], false);
+    assert_eq!(status["devices"][0]["name"], "pod1");
+    assert_eq!(status["devices"][0]["role"], "pod");
+    assert_eq!(
+        (&status["devices"][0]["ingress"], &status["devices"][0]["egress"]),
+        (&"tcx".into(), &"tcx".into())
+    );
+    assert_eq!(
+        status["tables"][0],
+        serde_json::json!({"name": "services_v4", "entries": 1, "max_entries": 65_536})
+    );
+    for command in ["services", "flows", "status"] {
+        let output = run(&[command]);
+        assert!(output.status.success());
+        println!("{}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
 /// Before Linux 6.6 there is no tcx.
 #[test]
 fn clsact_does_where_tcx_is_missing() {

@@ -1,7 +1,12 @@
 //! The command line (kept stable: tools and tests depend on it). One subcommand a file.
 
+mod cleanup;
+mod flows;
 pub mod input;
+mod listing;
 mod plan;
+mod services;
+mod status;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -28,6 +33,10 @@ pub enum Output {
 #[derive(Debug, Subcommand)]
 enum Command {
     Plan(plan::PlanArgs),
+    Services(services::ServicesArgs),
+    Flows(flows::FlowsArgs),
+    Status(status::StatusArgs),
+    Cleanup(cleanup::CleanupArgs),
 }
 
 impl Cli {
@@ -38,6 +47,10 @@ impl Cli {
     pub fn run(self) -> Result<()> {
         match self.command {
             Command::Plan(arguments) => arguments.run(),
+            Command::Services(arguments) => arguments.run(),
+            Command::Flows(arguments) => arguments.run(),
+            Command::Status(arguments) => arguments.run(),
+            Command::Cleanup(arguments) => arguments.run(),
         }
     }
 }

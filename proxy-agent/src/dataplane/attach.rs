@@ -168,12 +168,12 @@ impl Attacher {
 }
 
 /// Path of the pin of a tcx link.
-pub(super) fn link_pin(pin: &PinDirectory, index: u32, hook: Hook) -> PathBuf {
+fn link_pin(pin: &PinDirectory, index: u32, hook: Hook) -> PathBuf {
     pin.links().join(format!("{index}_{}", hook.name()))
 }
 
 /// Directory that says that a clsact filter of ours is there.
-pub(super) fn filter_mark(pin: &PinDirectory, index: u32, hook: Hook) -> PathBuf {
+fn filter_mark(pin: &PinDirectory, index: u32, hook: Hook) -> PathBuf {
     pin.filters().join(index.to_string()).join(hook.name())
 }
 
@@ -215,6 +215,14 @@ fn inspect(path: &Path) -> Result<Pinned> {
     } else {
         Pinned::Attached(info.program)
     })
+}
+
+/// How a program is attached to a device, if it is.
+pub(super) fn attached(pin: &PinDirectory, index: u32, hook: Hook) -> Result<Option<&'static str>> {
+    if let Pinned::Attached(_) = inspect(&link_pin(pin, index, hook))? {
+        return Ok(Some("tcx"));
+    }
+    Ok(filter_mark(pin, index, hook).exists().then_some("clsact"))
 }
 
 fn attach_tcx(program: &mut SchedClassifier, path: &Path, index: u32, name: &str, hook: Hook) -> Result<()> {

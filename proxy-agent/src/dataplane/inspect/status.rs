@@ -1,0 +1,167 @@
+//! What is pinned and attached, and how full it is.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
+
+use anyhow::Result;
+use proxy_common::{
+    datapath::Reason,
+    layout::{self, Plain, tables},
+};
+use serde::Serialize;
+
+use crate::dataplane::{
+    attach::{self, Hook},
+    edge::Role,
+    pin::PinDirectory,
+    table::{BoxedTable, TableError, Tables},
+};
+
+/// All there is to say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// Where it is pinned
+    pub pin_directory: PathBuf,
+    /// Version of the tables' layout
+    pub layout_version: u32,
+    /// The agent
+    pub agent: AgentStatus,
+    /// Edges and what is attached there
+    pub devices: Vec<DeviceStatus>,
+    /// How full the tables are
+    pub tables: Vec<TableFill>,
+    /// Packets by what happened to them
+    pub reasons: Vec<ReasonCount>,
+}
+
+/// Whether an agent keeps the tables up to date.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AgentStatus {
+    /// Whether one has the pin directory locked
+    pub running: bool,
+    /// Its process id, where this process namespace can see it
+    pub process: Option<u32>,
+}
+
+/// An edge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeviceStatus {
+    /// Interface index
+    pub index: u32,
+    /// Interface name; `None` where this network namespace has no such device
+    pub name: Option<String>,
+    /// What it leads to; `None` for a number that is no role
+    pub role: Option<Role>,
+    /// How the ingress program is attached: `tcx`, `clsact`, or not at all
+    pub ingress: Option<&'static str>,
+    /// How the egress program is attached
+    pub egress: Option<&'static str>,
+    /// Address of masqueraded IPv4 packets that leave there
+    pub masquerade_v4: Option<Ipv4Addr>,
+    /// Address of masqueraded IPv6 packets that leave there
+    pub masquerade_v6: Option<Ipv6Addr>,
+}
+
+/// How full a table is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TableFill {
+    /// Name of the table
+    pub name: &'static str,
+    /// Entries in it
+    pub entries: u64,
+    /// Entries it has room for
+    pub max_entries: u32,
+}
+
+/// Packets that met one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ReasonCount {
+    /// The reason's number, key of `reason_counts`
+    pub number: u32,
+    /// The reason
+    pub reason: String,
+    /// Packets
+    pub packets: u64,
+    /// Bytes from the network header on
+    pub bytes: u64,
+}
+
+/// Looks at everything; `names` are interface names by index.
+///
+/// # Errors
+/// If something can't be read.
+pub fn status(pin: &PinDirectory, tables: &Tables, names: &BTreeMap<u32, String>) -> Result<Status> {
+    let holder = pin.holder()?;
+    Ok(Status {
+        pin_directory: pin.root().to_owned(),
+        layout_version: layout::VERSION,
+        agent: AgentStatus {
+            running: holder.is_some(),
+            process: holder.and_then(|holder| holder.process),
+        },
+        devices: devices(pin, tables, names)?,
+        tables: fills(tables)?,
+        reasons: reasons(tables)?,
+    })
+}
+
+fn devices(pin: &PinDirectory, tables: &Tables, names: &BTreeMap<u32, String>) -> Result<Vec<DeviceStatus>> {
+    let devices: BTreeMap<_, _> = tables.devices.entries()?.into_iter().collect();
+    let status = |(index, device): (u32, layout::Device)| {
+        Ok(DeviceStatus {
+            index,
+            name: names.get(&index).cloned(),
+            role: Role::from_number(device.role),
+            ingress: attach::attached(pin, index, Hook::Ingress)?,
+            egress: attach::attached(pin, index, Hook::Egress)?,
+            masquerade_v4: (device.masquerade_v4 != [0; 4]).then(|| device.masquerade_v4.into()),
+            masquerade_v6: (device.masquerade_v6 != [0; 16]).then(|| device.masquerade_v6.into()),
+        })
+    };
+    devices.into_iter().map(status).collect()
+}
+
+/// Arrays are always full: they are left out.
+fn fills(all: &Tables) -> Result<Vec<TableFill>, TableError> {
+    Ok(vec![
+        fill(tables::SERVICES_V4.name, &all.v4.services)?,
+        fill(tables::SERVICES_V6.name, &all.v6.services)?,
+        fill(tables::SLOTS_V4.name, &all.v4.slots)?,
+        fill(tables::SLOTS_V6.name, &all.v6.slots)?,
+        fill(tables::FLOWS_V4.name, &all.v4.flows)?,
+        fill(tables::FLOWS_V6.name, &all.v6.flows)?,
+        fill(tables::SERVICE_NAMES.name, &all.service_names)?,
+        fill(tables::DEVICES.name, &all.devices)?,
+    ])
+}
+
+fn fill<K: Plain, V: Plain>(name: &'static str, table: &BoxedTable<K, V>) -> Result<TableFill, TableError> {
+    let mut entries = 0;
+    table.scan(&mut |_, _| entries += 1)?;
+    Ok(TableFill {
+        name,
+        entries,
+        max_entries: table.max_entries(),
+    })
+}
+
+/// Every reason that was met.
+fn reasons(tables: &Tables) -> Result<Vec<ReasonCount>, TableError> {
+    let mut reasons = Vec::new();
+    for reason in Reason::ALL {
+        let number = *reason as u32;
+        let counted = tables.reason_counts.get(&number)?.unwrap_or_default();
+        if counted.packets > 0 {
+            reasons.push(ReasonCount {
+                number,
+                reason: reason.to_string(),
+                packets: counted.packets,
+                bytes: counted.bytes,
+            });
+        }
+    }
+    Ok(reasons)
+}
