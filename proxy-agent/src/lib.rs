@@ -2,6 +2,7 @@
 //!
 //! Data flows one way; no room knows the one before it. See ARCHITECTURE.md.
 
+pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod dataplane;

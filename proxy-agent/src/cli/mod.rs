@@ -5,8 +5,10 @@ mod flows;
 pub mod input;
 mod listing;
 mod plan;
+mod run;
 mod services;
 mod status;
+mod trace;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -32,7 +34,9 @@ pub enum Output {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(Box<run::RunArgs>),
     Plan(plan::PlanArgs),
+    Trace(trace::TraceArgs),
     Services(services::ServicesArgs),
     Flows(flows::FlowsArgs),
     Status(status::StatusArgs),
@@ -46,7 +50,9 @@ impl Cli {
     /// Whatever stops the subcommand, with the object and the reason named.
     pub fn run(self) -> Result<()> {
         match self.command {
+            Command::Run(arguments) => arguments.run(),
             Command::Plan(arguments) => arguments.run(),
+            Command::Trace(arguments) => arguments.run(),
             Command::Services(arguments) => arguments.run(),
             Command::Flows(arguments) => arguments.run(),
             Command::Status(arguments) => arguments.run(),

@@ -1,0 +1,153 @@
+//! The agent's one loop: source -> model -> plan -> dataplane, and the node's devices beside it.
+//!
+//! Level-triggered: an event says what is, not what to do; what was missed or failed is made good by the next look.
+
+use std::{collections::BTreeSet, future::pending, net::IpAddr, time::Duration};
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc::Receiver,
+    time::{MissedTickBehavior, interval},
+};
+
+use crate::{
+    dataplane::{
+        self, Dataplane,
+        edge::{EdgePolicy, edges},
+        network::NetworkWatch,
+    },
+    model::{Model, Problem},
+    plan::{Planner, Update},
+    source::Event,
+};
+
+/// How often old endpoint sets and flows are looked for, and failed writes tried again.
+const TICK: Duration = Duration::from_secs(1);
+/// How many events are taken in before the plan is written: bounds what one burst can hold up.
+const BATCH: usize = 1024;
+
+/// The addresses of the node: those of its Node object, or what the user says in their place.
+pub type NodeAddresses = Box<dyn Fn(&Model) -> Vec<IpAddr> + Send>;
+
+/// What runs on a node.
+pub struct Agent {
+    model: Model,
+    planner: Planner,
+    dataplane: Dataplane,
+    edges: EdgePolicy,
+    node_addresses: NodeAddresses,
+    told: BTreeSet<Problem>,
+    synced: bool,
+}
+
+impl Agent {
+    /// An agent for the node of `model`, which is still empty.
+    pub fn new(model: Model, dataplane: Dataplane, edges: EdgePolicy, node_addresses: NodeAddresses) -> Self {
+        Self {
+            model,
+            planner: Planner::default(),
+            dataplane,
+            edges,
+            node_addresses,
+            told: BTreeSet::new(),
+            synced: false,
+        }
+    }
+
+    /// Serves until SIGTERM or SIGINT. What is programmed then goes on forwarding.
+    ///
+    /// # Errors
+    /// If the source ends, or the kernel no longer tells of devices.
+    pub async fn run(mut self, mut events: Receiver<Event>) -> Result<()> {
+        let mut network = NetworkWatch::open()?;
+        let mut end = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.look_at_devices(&network).await?;
+        loop {
+            tokio::select! {
+                () = any(&mut end) => {
+                    tracing::info!("ending; what is programmed goes on forwarding");
+                    return Ok(());
+                }
+                changed = network.changed() => {
+                    changed?;
+                    self.look_at_devices(&network).await?;
+                }
+                event = events.recv() => {
+                    self.model.apply(event.context("the source of Services has ended")?);
+                    for _ in 1..BATCH {
+                        let Ok(event) = events.try_recv() else { break };
+                        self.model.apply(event);
+                    }
+                    self.write();
+                    if self.edges.node_addresses != (self.node_addresses)(&self.model) {
+                        self.look_at_devices(&network).await?;
+                    }
+                }
+                _ = tick.tick() => self.dataplane.tick(dataplane::now()),
+            }
+            self.tell_problems();
+        }
+    }
+
+    /// Writes what changed, as soon as Services and EndpointSlices have both been listed (behaviour.md 9.1).
+    fn write(&mut self) {
+        let Some(changes) = self.model.take_changes() else {
+            return;
+        };
+        match self.planner.update(&self.model, &changes) {
+            Update::Everything(plan) => {
+                tracing::info!(services = plan.len(), "programming all Services");
+                self.dataplane.replace(plan, dataplane::now());
+            }
+            Update::Services(plan) => {
+                tracing::debug!(services = plan.len(), "programming changed Services");
+                self.dataplane.apply(plan, dataplane::now());
+            }
+        }
+        if !self.synced {
+            self.synced = true;
+            tracing::info!("ready");
+        }
+    }
+
+    async fn look_at_devices(&mut self, network: &NetworkWatch) -> Result<()> {
+        self.edges.node_addresses = (self.node_addresses)(&self.model);
+        let network = network.network().await?;
+        self.dataplane
+            .set_edges(&edges(&network, &self.edges), dataplane::now());
+        Ok(())
+    }
+
+    /// Logs each problem once when it comes, and once when it goes.
+    fn tell_problems(&mut self) {
+        let problems = [
+            self.model.problems(),
+            self.planner.problems(),
+            self.dataplane.problems(),
+        ];
+        let problems: BTreeSet<Problem> = problems.into_iter().flatten().collect();
+        for problem in problems.difference(&self.told) {
+            tracing::warn!("{problem}");
+        }
+        for problem in self.told.difference(&problems) {
+            tracing::info!("no longer: {problem}");
+        }
+        self.told = problems;
+    }
+}
+
+/// Waits for any of the signals.
+async fn any(signals: &mut [Signal; 2]) {
+    let [one, other] = signals;
+    let received = tokio::select! {
+        received = one.recv() => received,
+        received = other.recv() => received,
+    };
+    if received.is_none() {
+        // The runtime no longer listens for signals: it is about to end.
+        pending::<()>().await;
+    }
+}

@@ -1,0 +1,116 @@
+//! `run`: the agent.
+
+use std::{path::PathBuf, pin::Pin};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use tokio::sync::mpsc;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+use super::input::InputArgs;
+use crate::{
+    agent::Agent,
+    dataplane::{
+        self, Dataplane, Method, Options,
+        edge::EdgePolicy,
+        pin::{DEFAULT_PIN_DIRECTORY, PinDirectory},
+    },
+    model::Model,
+    source::{kubernetes::Kubernetes, manifests},
+};
+
+/// Events that may wait for the agent's loop.
+const QUEUE: usize = 1024;
+
+/// What is logged unless RUST_LOG says otherwise: kube's client logs each failed attempt, which the watches tell better.
+const LOG: &str = "info,kube_client=off";
+
+/// Serve this node's Services until told to end; what is programmed then goes on forwarding
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    input: InputArgs,
+
+    /// Kubeconfig of the cluster, where there is no --manifests [default: KUBECONFIG, ~/.kube/config, in-cluster]
+    #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Directory on a BPF file system to pin maps and links in
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_DIRECTORY)]
+    pin_dir: PinDirectory,
+
+    /// Name pattern of devices that lead to pods, whatever they look like; may be repeated
+    #[arg(long = "pod-devices", value_name = "PATTERN")]
+    pod_devices: Vec<glob::Pattern>,
+
+    /// Name pattern of devices that lead to other nodes, whatever they look like; may be repeated
+    #[arg(long = "uplink-devices", value_name = "PATTERN")]
+    uplink_devices: Vec<glob::Pattern>,
+
+    /// How programs are attached
+    #[arg(long, value_enum, default_value_t = Method::Auto)]
+    attach: Method,
+
+    /// Entries in each family's new flow table; a connection takes two [default: 524288]
+    #[arg(long, value_name = "ENTRIES", value_parser = clap::value_parser!(u32).range(1024..))]
+    flow_table_size: Option<u32>,
+}
+
+impl RunArgs {
+    pub(crate) fn run(self) -> Result<()> {
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG));
+        tracing_subscriber::registry()
+            .with(filter)
+            .with(
+                tracing_subscriber::fmt::layer()
+                    .with_writer(std::io::stderr)
+                    .with_target(false),
+            )
+            .init();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")?;
+        let result = runtime.block_on(self.serve());
+        // A task that is busy reading must not hold up the end.
+        runtime.shutdown_background();
+        result
+    }
+
+    async fn serve(self) -> Result<()> {
+        let config = self.input.config()?;
+        let node_name = self.input.node_name(&config)?;
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let source: Pin<Box<dyn Future<Output = ()> + Send>> = if let Some(directory) = self.input.manifests.clone() {
+            Box::pin(manifests::watch(directory, sender))
+        } else {
+            let kubernetes = Kubernetes::new(self.kubeconfig.as_deref(), node_name.clone()).await?;
+            Box::pin(kubernetes.run(sender))
+        };
+        let dataplane = Dataplane::open(self.options(), dataplane::now())?;
+        tokio::spawn(source);
+        tracing::info!(node = node_name, "serving");
+        let edges = EdgePolicy {
+            node_addresses: Vec::new(),
+            pods: self.pod_devices,
+            uplinks: self.uplink_devices,
+        };
+        let input = self.input;
+        let node_addresses = Box::new(move |model: &Model| input.node_addresses(&config, model.node()));
+        Agent::new(Model::new(node_name), dataplane, edges, node_addresses)
+            .run(receiver)
+            .await
+    }
+
+    fn options(&self) -> Options {
+        let mut options = Options::new(self.pin_dir.clone());
+        options.attach = self.attach;
+        if let Some(entries) = self.flow_table_size {
+            for table in ["flows_v4", "flows_v6"] {
+                options.table_sizes.insert(table.to_owned(), entries);
+            }
+        }
+        options
+    }
+}
