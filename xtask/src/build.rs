@@ -12,10 +12,8 @@ use anyhow::Result;
 use crate::{process, setup, setup::Toolchain, workspace};
 
 /// Flags of the kernel programs: debug information becomes BTF, which names the maps' fields for bpftool; v3 has atomics
-/// with results and 32-bit jumps (kernel 5.12); packets and keys are read in whole words wherever they lie, which
-/// the kernel allows on the processors we run on.
-const EBPF_FLAGS: &str =
-    "-C debuginfo=2 -C link-arg=--btf -C target-cpu=v3 -C target-feature=+allows-misaligned-mem-access";
+/// with results and 32-bit jumps (kernel 5.12).
+const EBPF_FLAGS: &str = "-C debuginfo=2 -C link-arg=--btf -C target-cpu=v3";
 
 /// The target of the kernel programs.
 const EBPF_TARGET: &str = "bpfel-unknown-none";

@@ -1,6 +1,10 @@
 //! `run`: the agent.
 
-use std::{path::PathBuf, pin::Pin};
+use std::{
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+    pin::Pin,
+};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -63,7 +67,8 @@ impl RunArgs {
             .with(filter)
             .with(
                 tracing_subscriber::fmt::layer()
-                    .with_writer(std::io::stderr)
+                    .with_writer(io::stderr)
+                    .with_ansi(io::stderr().is_terminal())
                     .with_target(false),
             )
             .init();
