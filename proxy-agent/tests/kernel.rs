@@ -79,9 +79,14 @@ impl Sandbox {
         Dataplane::open(options, dataplane::now())
     }
 
+    /// The pod's namespace, as ip(8) takes it.
+    fn pod_path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.pod.as_raw_fd())
+    }
+
     /// A pod's interface, its other end in another namespace.
     fn add_pod(&self, name: &str) {
-        let pod = format!("/proc/{}/fd/{}", std::process::id(), self.pod.as_raw_fd());
+        let pod = self.pod_path();
         ip(&format!("link add {name} type veth peer name p-{name} netns {pod}"));
         ip(&format!("link set {name} up"));
     }
@@ -197,7 +202,7 @@ fn a_restart_keeps_links_and_tables() {
     let Some(sandbox) = Sandbox::new() else { return };
     sandbox.add_pod("pod1");
     let mut first = sandbox.open().expect("a dataplane");
-    first.set_edges(&look(), dataplane::now());
+    first.set_edges(look(), dataplane::now());
     first.replace(plan(), dataplane::now());
     assert_eq!(first.problems(), []);
     let links = sandbox.link_ids();
@@ -213,7 +218,7 @@ fn a_restart_keeps_links_and_tables() {
     assert_eq!((before.0.len(), before.1.len()), (2, 1));
 
     let mut second = sandbox.open().expect("the tables taken over");
-    second.set_edges(&look(), dataplane::now());
+    second.set_edges(look(), dataplane::now());
     second.replace(plan(), dataplane::now());
     assert_eq!(second.problems(), []);
     let after = (
@@ -292,14 +297,14 @@ fn devices_are_served_as_they_come_and_go() {
         sandbox.add_pod("pod1");
         let seen = look();
         assert_eq!(seen.values().map(|edge| edge.role).collect::<Vec<_>>(), [Role::Pod]);
-        dataplane.set_edges(&seen, dataplane::now());
+        dataplane.set_edges(seen, dataplane::now());
         assert_eq!(dataplane.problems(), []);
         assert_eq!(attached("pod1", TcAttachType::Ingress).len(), 1);
         assert_eq!(attached("pod1", TcAttachType::Egress).len(), 1);
         assert_eq!(sandbox.link_ids().len(), 2);
         ip("link delete pod1");
     }
-    dataplane.set_edges(&look(), dataplane::now());
+    dataplane.set_edges(look(), dataplane::now());
     assert_eq!(sandbox.link_ids(), [], "no pins of devices that are gone");
     assert!(
         kernel::open(&sandbox.pin())
@@ -309,6 +314,23 @@ fn devices_are_served_as_they_come_and_go() {
             .expect("devices")
             .is_empty()
     );
+}
+
+/// A CNI may make the pair here and move the pod's end later.
+#[test]
+fn a_pair_becomes_a_pods_when_its_end_moves() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    runtime().block_on(async {
+        ip("link add pod1 type veth peer name peer1");
+        let mut watch = NetworkWatch::open().expect("netlink");
+        let roles = |network| edges(&network, &EdgePolicy::default()).len();
+        assert_eq!(roles(watch.network().await.expect("the network")), 0);
+        ip(&format!("link set peer1 netns {}", sandbox.pod_path()));
+        while roles(watch.network().await.expect("the network")) == 0 {
+            let changed = tokio::time::timeout(Duration::from_secs(5), watch.changed()).await;
+            changed.expect("an event in time").expect("an event");
+        }
+    });
 }
 
 /// The same index and name as before: what is pinned for it is dead (ENOLINK).
@@ -324,7 +346,7 @@ fn a_device_recreated_under_its_old_index_is_attached_anew() {
             masquerade_v4: None,
             masquerade_v6: None,
         };
-        dataplane.set_edges(&BTreeMap::from([(77, edge)]), dataplane::now());
+        dataplane.set_edges(BTreeMap::from([(77, edge)]), dataplane::now());
         assert_eq!(dataplane.problems(), []);
         assert_eq!(attached("pod1", TcAttachType::Ingress).len(), 1);
         ip("link delete pod1");
@@ -344,7 +366,7 @@ fn a_new_device_is_noticed_at_once() {
             let changed = tokio::time::timeout(Duration::from_secs(5), watch.changed()).await;
             changed.expect("an event in time").expect("an event");
             let network = watch.network().await.expect("the network");
-            dataplane.set_edges(&edges(&network, &EdgePolicy::default()), dataplane::now());
+            dataplane.set_edges(edges(&network, &EdgePolicy::default()), dataplane::now());
         }
         println!("served after {:?}", appeared.elapsed());
     });
@@ -355,7 +377,7 @@ fn cleanup_leaves_nothing() {
     let Some(sandbox) = Sandbox::new() else { return };
     sandbox.add_pod("pod1");
     let mut dataplane = sandbox.open().expect("a dataplane");
-    dataplane.set_edges(&look(), dataplane::now());
+    dataplane.set_edges(look(), dataplane::now());
     drop(dataplane);
     let other_version = sandbox.pin().root().join("v0/links");
     fs::create_dir_all(other_version).expect("what another version left");
@@ -391,7 +413,7 @@ fn reading_commands_need_no_agent() {
 
     sandbox.add_pod("pod1");
     let mut dataplane = sandbox.open().expect("a dataplane");
-    dataplane.set_edges(&look(), dataplane::now());
+    dataplane.set_edges(look(), dataplane::now());
     dataplane.replace(plan(), dataplane::now());
     let json = |command: &str| -> serde_json::Value {
         let output = run(&[command, "-o", "json"]);
@@ -443,7 +465,7 @@ fn clsact_does_where_tcx_is_missing() {
     };
     for _ in 0..2 {
         let mut dataplane = sandbox.open_with(Method::Clsact).expect("a dataplane");
-        dataplane.set_edges(&look(), dataplane::now());
+        dataplane.set_edges(look(), dataplane::now());
         assert_eq!(dataplane.problems(), []);
         drop(dataplane);
         assert_eq!(
@@ -453,13 +475,20 @@ fn clsact_does_where_tcx_is_missing() {
         );
     }
     let mut dataplane = sandbox.open_with(Method::Tcx).expect("a dataplane");
-    dataplane.set_edges(&look(), dataplane::now());
+    dataplane.set_edges(look(), dataplane::now());
     assert_eq!((filters("ingress"), filters("egress")), (0, 0), "one method at a time");
     assert_eq!(attached("pod1", TcAttachType::Ingress).len(), 1);
     drop(dataplane);
     let mut dataplane = sandbox.open_with(Method::Clsact).expect("a dataplane");
-    dataplane.set_edges(&look(), dataplane::now());
+    dataplane.set_edges(look(), dataplane::now());
     drop(dataplane);
     assert_eq!(cleanup(&sandbox.pin()).expect("removed").filtered_devices, 1);
-    assert_eq!((filters("ingress"), filters("egress")), (0, 0));
+    let output = Command::new("tc")
+        .args(["qdisc", "show", "dev", "pod1"])
+        .output()
+        .expect("tc(8)");
+    assert!(
+        !String::from_utf8_lossy(&output.stdout).contains("clsact"),
+        "the queueing discipline was ours"
+    );
 }

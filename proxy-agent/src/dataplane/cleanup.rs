@@ -1,14 +1,14 @@
 //! Removes every trace of the proxy from the node.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::{attach, pin::PinDirectory};
+use super::{
+    clsact,
+    pin::{PinDirectory, entries},
+};
 
 /// What was removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -35,7 +35,7 @@ pub fn cleanup(pin: &PinDirectory) -> Result<Removed> {
     for version in entries(pin.root())?.into_iter().filter(|path| is_version(path)) {
         // Detach first: a program must not run on tables that are half gone.
         for filtered in entries(&version.join("filters"))? {
-            attach::remove_filters(&filtered)?;
+            clsact::remove(&filtered)?;
             removed.filtered_devices += 1;
         }
         removed.links += remove_files(&version.join("links"))?;
@@ -63,15 +63,4 @@ fn remove_files(directory: &Path) -> Result<usize> {
         fs::remove_file(file).with_context(|| format!("cannot remove {}", file.display()))?;
     }
     Ok(files.len())
-}
-
-fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
-    match fs::read_dir(directory) {
-        Ok(entries) => entries
-            .map(|entry| entry.map(|entry| entry.path()))
-            .collect::<io::Result<_>>()
-            .with_context(|| format!("cannot read {}", directory.display())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(error).with_context(|| format!("cannot read {}", directory.display())),
-    }
 }

@@ -6,8 +6,10 @@
 pub mod address;
 mod attach;
 pub mod cleanup;
+mod clsact;
 pub mod collect;
 pub mod edge;
+mod hook;
 pub mod inspect;
 pub mod kernel;
 pub mod memory;
@@ -20,6 +22,7 @@ pub mod service_name;
 mod shape;
 pub mod simulation;
 pub mod table;
+mod tcx;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -78,6 +81,8 @@ pub struct Dataplane {
     collector: Collector,
     collect_interval: Duration,
     collect_next: Duration,
+    /// What was asked for last
+    edges: BTreeMap<u32, Edge>,
     device_problems: Vec<Problem>,
     _lock: PinLock,
 }
@@ -106,6 +111,7 @@ impl Dataplane {
             attacher: Attacher::new(options.pin, options.attach),
             collect_interval: options.collect_interval,
             collect_next: now + options.collect_interval,
+            edges: BTreeMap::new(),
             device_problems: Vec::new(),
             _lock: lock,
         })
@@ -122,11 +128,16 @@ impl Dataplane {
     }
 
     /// Serves these edges (see [`edge::edges`]), by interface index, and no others.
-    pub fn set_edges(&mut self, edges: &BTreeMap<u32, Edge>, now: Duration) {
-        let devices = edges.iter().map(|(&index, edge)| (index, edge.device())).collect();
+    pub fn set_edges(&mut self, edges: BTreeMap<u32, Edge>, now: Duration) {
+        self.edges = edges;
+        self.sync_edges(now);
+    }
+
+    fn sync_edges(&mut self, now: Duration) {
+        let devices = self.edges.iter().map(|(&index, edge)| (index, edge.device())).collect();
         // The entry first: a program must find it with the first packet.
         self.programmer.set_devices(&devices, now);
-        let pods = edges.iter().filter(|(_, edge)| edge.role == Role::Pod);
+        let pods = self.edges.iter().filter(|(_, edge)| edge.role == Role::Pod);
         let pods = pods.map(|(&index, edge)| (index, edge.name.clone())).collect();
         self.device_problems = self
             .attacher
@@ -144,6 +155,9 @@ impl Dataplane {
     /// once a second.
     pub fn tick(&mut self, now: Duration) {
         self.programmer.tick(now);
+        if !self.device_problems.is_empty() {
+            self.sync_edges(now);
+        }
         if now < self.collect_next {
             return;
         }

@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
@@ -12,6 +12,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     route::{RouteAttribute, RouteMessage},
+    tc::TcHandle,
 };
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, sys::SocketAddr};
 use tokio::task::JoinHandle;
@@ -82,18 +83,72 @@ impl NetworkWatch {
     /// Waits until something has changed that may matter. Dropping the future loses nothing.
     ///
     /// # Errors
-    /// If the netlink connection is gone.
+    /// If the netlink connection is gone and there is no other to be had.
     pub async fn changed(&mut self) -> Result<()> {
         loop {
-            let (event, _) = self.events.next().await.context("the netlink connection is gone")?;
-            if matters(&event.payload) {
-                break;
+            match self.events.next().await {
+                Some((event, _)) if !matters(&event.payload) => {}
+                Some(_) => break,
+                // The connection is gone, and with it events: look again, with a new one.
+                None => {
+                    *self = Self::open()?;
+                    break;
+                }
             }
         }
         // What else happened up to now is seen by the same look.
         while self.events.try_recv().is_ok() {}
         Ok(())
     }
+}
+
+/// Removes the clsact queueing discipline of a device, unless it has filters.
+///
+/// # Errors
+/// If the kernel refuses.
+pub(super) fn remove_unused_clsact(index: u32) -> Result<()> {
+    // Parent and handle of clsact, and its two lists of filters (include/uapi/linux/pkt_sched.h).
+    const TC_H_CLSACT: u32 = 0xffff_fff1;
+    const HANDLE: u32 = 0xffff_0000;
+    let index = i32::try_from(index).context("an interface index is positive")?;
+    let remove = async || -> Result<()> {
+        let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
+        let connection = tokio::spawn(connection);
+        let ingress = handle
+            .traffic_filter(index)
+            .get()
+            .ingress()
+            .execute()
+            .try_collect::<Vec<_>>();
+        let egress = handle
+            .traffic_filter(index)
+            .get()
+            .egress()
+            .execute()
+            .try_collect::<Vec<_>>();
+        let (ingress, egress) = (ingress.await?, egress.await?);
+        if ingress.is_empty() && egress.is_empty() {
+            let mut request = handle.qdisc().del(index);
+            request.message_mut().header.parent = TcHandle::from(TC_H_CLSACT);
+            request.message_mut().header.handle = TcHandle::from(HANDLE);
+            request.execute().await?;
+        }
+        connection.abort();
+        Ok(())
+    };
+    // A thread of its own, as the caller's may belong to a runtime.
+    let removed = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_io()
+                .build()?
+                .block_on(remove())
+        });
+        thread.join()
+    });
+    removed
+        .unwrap_or_else(|_| Err(anyhow!("netlink failed")))
+        .with_context(|| format!("cannot remove the clsact qdisc of device {index}"))
 }
 
 /// Whether an event may change the edges. Routes other than default ones come and go with every pod.

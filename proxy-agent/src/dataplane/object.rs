@@ -5,12 +5,13 @@ use std::{collections::BTreeMap, io};
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{ProgramError, SchedClassifier},
+    programs::{ProgramError, SchedClassifier, TcError},
+    sys::SyscallError,
     util::KernelVersion,
 };
 use proxy_common::layout::{Settings, Timeouts, tables};
 
-use super::{attach::Hook, pin::PinDirectory, raw::Raw, shape};
+use super::{hook::Hook, pin::PinDirectory, raw::Raw, shape};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/proxy-ebpf.o"));
 
@@ -123,5 +124,14 @@ fn explain(error: anyhow::Error) -> anyhow::Error {
         )
     } else {
         error
+    }
+}
+
+/// The system's error number in an error of aya.
+pub(super) fn os_error(error: &ProgramError) -> Option<i32> {
+    match error {
+        ProgramError::SyscallError(SyscallError { io_error, .. }) => io_error.raw_os_error(),
+        ProgramError::NetlinkError(error) | ProgramError::TcError(TcError::NetlinkError(error)) => error.raw_os_error(),
+        _ => None,
     }
 }

@@ -165,6 +165,33 @@ impl PinDirectory {
     }
 }
 
+/// What stands in a directory; nothing if there is none.
+pub(super) fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+    match fs::read_dir(directory) {
+        Ok(entries) => entries
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<io::Result<_>>()
+            .with_context(|| format!("cannot read {}", directory.display())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", directory.display())),
+    }
+}
+
+/// Removes a pin, if it is there.
+pub(super) fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove the pin {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The interface index at the beginning of a file's name.
+pub(super) fn index_of(path: &Path) -> Option<u32> {
+    path.file_name()?.to_str()?.split('_').next()?.parse().ok()
+}
+
 /// Holds the pin directory for this process; released on drop and by the kernel when the process ends.
 #[derive(Debug)]
 pub struct PinLock {

@@ -14,8 +14,9 @@ use proxy_common::{
 use serde::Serialize;
 
 use crate::dataplane::{
-    attach::{self, Hook},
+    attach,
     edge::Role,
+    hook::Hook,
     pin::PinDirectory,
     table::{BoxedTable, TableError, Tables},
 };

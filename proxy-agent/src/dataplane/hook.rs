@@ -1,0 +1,49 @@
+//! The places where programs run.
+
+use aya::programs::{LinkOrder, TcAttachType};
+
+/// A place in a device's packet path where a program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Hook {
+    /// Packets that come from the device
+    Ingress,
+    /// Packets that leave through the device
+    Egress,
+}
+
+impl Hook {
+    /// Both hooks, in the order of attaching: a client whose packets are rewritten must get its replies rewritten, too.
+    pub(super) const ALL: [Self; 2] = [Self::Egress, Self::Ingress];
+
+    /// Name of the hook and of its program.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+
+    /// The hook in aya's words.
+    pub(super) const fn attach_type(self) -> TcAttachType {
+        match self {
+            Self::Ingress => TcAttachType::Ingress,
+            Self::Egress => TcAttachType::Egress,
+        }
+    }
+
+    /// At ingress last, at egress first: programs of a CNI see the virtual addresses, as they did under kube-proxy.
+    pub(super) fn order(self) -> LinkOrder {
+        match self {
+            Self::Ingress => LinkOrder::last(),
+            Self::Egress => LinkOrder::first(),
+        }
+    }
+
+    /// The same order among clsact filters, where the lowest priority runs first. Fixed, so that replacing is idempotent.
+    pub(super) const fn filter_priority(self) -> u16 {
+        match self {
+            Self::Ingress => 60_000,
+            Self::Egress => 1,
+        }
+    }
+}
