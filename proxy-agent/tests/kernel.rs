@@ -19,6 +19,7 @@ use proxy_agent::{
     dataplane::{
         self, Dataplane, Method, Options,
         cleanup::cleanup,
+        collect,
         edge::{Edge, EdgePolicy, Role, edges},
         kernel,
         network::NetworkWatch,
@@ -27,6 +28,8 @@ use proxy_agent::{
     model::ObjectName,
     plan::{Family, Frontend, Kind, Protocol, ServicePort},
 };
+
+use proxy_common::layout::{FlowKey, FlowValue, INGRESS};
 
 /// A place to pin and devices to attach to.
 struct Sandbox {
@@ -202,7 +205,7 @@ fn a_restart_keeps_links_and_tables() {
     let Some(sandbox) = Sandbox::new() else { return };
     sandbox.add_pod("pod1");
     let mut first = sandbox.open().expect("a dataplane");
-    first.set_edges(look(), dataplane::now());
+    first.set_edges(&look(), dataplane::now());
     first.replace(plan(), dataplane::now());
     assert_eq!(first.problems(), []);
     let links = sandbox.link_ids();
@@ -218,7 +221,7 @@ fn a_restart_keeps_links_and_tables() {
     assert_eq!((before.0.len(), before.1.len()), (2, 1));
 
     let mut second = sandbox.open().expect("the tables taken over");
-    second.set_edges(look(), dataplane::now());
+    second.set_edges(&look(), dataplane::now());
     second.replace(plan(), dataplane::now());
     assert_eq!(second.problems(), []);
     let after = (
@@ -297,14 +300,14 @@ fn devices_are_served_as_they_come_and_go() {
         sandbox.add_pod("pod1");
         let seen = look();
         assert_eq!(seen.values().map(|edge| edge.role).collect::<Vec<_>>(), [Role::Pod]);
-        dataplane.set_edges(seen, dataplane::now());
+        dataplane.set_edges(&seen, dataplane::now());
         assert_eq!(dataplane.problems(), []);
         assert_eq!(attached("pod1", TcAttachType::Ingress).len(), 1);
         assert_eq!(attached("pod1", TcAttachType::Egress).len(), 1);
         assert_eq!(sandbox.link_ids().len(), 2);
         ip("link delete pod1");
     }
-    dataplane.set_edges(look(), dataplane::now());
+    dataplane.set_edges(&look(), dataplane::now());
     assert_eq!(sandbox.link_ids(), [], "no pins of devices that are gone");
     assert!(
         kernel::open(&sandbox.pin())
@@ -346,7 +349,7 @@ fn a_device_recreated_under_its_old_index_is_attached_anew() {
             masquerade_v4: None,
             masquerade_v6: None,
         };
-        dataplane.set_edges(BTreeMap::from([(77, edge)]), dataplane::now());
+        dataplane.set_edges(&BTreeMap::from([(77, edge)]), dataplane::now());
         assert_eq!(dataplane.problems(), []);
         assert_eq!(attached("pod1", TcAttachType::Ingress).len(), 1);
         ip("link delete pod1");
@@ -366,10 +369,39 @@ fn a_new_device_is_noticed_at_once() {
             let changed = tokio::time::timeout(Duration::from_secs(5), watch.changed()).await;
             changed.expect("an event in time").expect("an event");
             let network = watch.network().await.expect("the network");
-            dataplane.set_edges(edges(&network, &EdgePolicy::default()), dataplane::now());
+            dataplane.set_edges(&edges(&network, &EdgePolicy::default()), dataplane::now());
         }
         println!("served after {:?}", appeared.elapsed());
     });
+}
+
+#[test]
+fn old_flows_are_removed() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let mut options = Options::new(sandbox.pin());
+    options.collect_interval = Duration::ZERO;
+    let mut dataplane = Dataplane::open(options, dataplane::now()).expect("a dataplane");
+    let mut tables = kernel::open(&sandbox.pin()).expect("tables");
+    let now = dataplane::now() + Duration::from_secs(1000);
+    for (client, last_seen) in [(1, 0), (2, collect::tick(now))] {
+        let key = FlowKey::new(INGRESS, 17, ([10, 244, 0, client], 40_000), ([10, 96, 0, 1], 53));
+        let value = FlowValue {
+            last_seen,
+            ..FlowValue::default()
+        };
+        tables.v4.flows.insert(&key, &value).expect("room");
+    }
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        dataplane.tick(now);
+        let left = tables.v4.flows.entries().expect("readable");
+        if let [(key, _)] = left[..] {
+            assert_eq!(key.source, [10, 244, 0, 2]);
+            break;
+        }
+        assert!(Instant::now() < deadline, "{left:?}");
+        std::thread::yield_now();
+    }
 }
 
 #[test]
@@ -377,7 +409,7 @@ fn cleanup_leaves_nothing() {
     let Some(sandbox) = Sandbox::new() else { return };
     sandbox.add_pod("pod1");
     let mut dataplane = sandbox.open().expect("a dataplane");
-    dataplane.set_edges(look(), dataplane::now());
+    dataplane.set_edges(&look(), dataplane::now());
     drop(dataplane);
     let other_version = sandbox.pin().root().join("v0/links");
     fs::create_dir_all(other_version).expect("what another version left");
@@ -413,7 +445,7 @@ fn reading_commands_need_no_agent() {
 
     sandbox.add_pod("pod1");
     let mut dataplane = sandbox.open().expect("a dataplane");
-    dataplane.set_edges(look(), dataplane::now());
+    dataplane.set_edges(&look(), dataplane::now());
     dataplane.replace(plan(), dataplane::now());
     let json = |command: &str| -> serde_json::Value {
         let output = run(&[command, "-o", "json"]);
@@ -465,7 +497,7 @@ fn clsact_does_where_tcx_is_missing() {
     };
     for _ in 0..2 {
         let mut dataplane = sandbox.open_with(Method::Clsact).expect("a dataplane");
-        dataplane.set_edges(look(), dataplane::now());
+        dataplane.set_edges(&look(), dataplane::now());
         assert_eq!(dataplane.problems(), []);
         drop(dataplane);
         assert_eq!(
@@ -475,12 +507,12 @@ fn clsact_does_where_tcx_is_missing() {
         );
     }
     let mut dataplane = sandbox.open_with(Method::Tcx).expect("a dataplane");
-    dataplane.set_edges(look(), dataplane::now());
+    dataplane.set_edges(&look(), dataplane::now());
     assert_eq!((filters("ingress"), filters("egress")), (0, 0), "one method at a time");
     assert_eq!(attached("pod1", TcAttachType::Ingress).len(), 1);
     drop(dataplane);
     let mut dataplane = sandbox.open_with(Method::Clsact).expect("a dataplane");
-    dataplane.set_edges(look(), dataplane::now());
+    dataplane.set_edges(&look(), dataplane::now());
     drop(dataplane);
     assert_eq!(cleanup(&sandbox.pin()).expect("removed").filtered_devices, 1);
     let output = Command::new("tc")

@@ -1,6 +1,10 @@
 //! Removes flows whose time is over, and tells what the others still use.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::mpsc::{Receiver, Sender, channel},
+    time::Duration,
+};
 
 use proxy_common::{
     datapath::flow,
@@ -59,6 +63,48 @@ impl Collector {
         collect(&mut *self.v4, &self.timeouts, now, &mut usage)?;
         collect(&mut *self.v6, &self.timeouts, now, &mut usage)?;
         Ok(usage)
+    }
+}
+
+/// Collects now and then on a thread of its own: a million flows must not hold up a change of endpoints.
+pub(super) struct Collection {
+    requests: Sender<Duration>,
+    results: Receiver<Result<FlowUsage, TableError>>,
+    interval: Duration,
+    next: Duration,
+    busy: bool,
+}
+
+impl Collection {
+    /// Starts the thread, which ends with this value. The first round is an interval from `now`.
+    pub(super) fn start(mut collector: Collector, interval: Duration, now: Duration) -> std::io::Result<Self> {
+        let (requests, requested) = channel();
+        let (sender, results) = channel();
+        std::thread::Builder::new().name("collect".to_owned()).spawn(move || {
+            for now in requested {
+                if sender.send(collector.collect(now)).is_err() {
+                    break;
+                }
+            }
+        })?;
+        Ok(Self {
+            requests,
+            results,
+            interval,
+            next: now + interval,
+            busy: false,
+        })
+    }
+
+    /// Starts a round if it is time for one, and gives the result of the last if it is done and hasn't been given yet.
+    pub(super) fn poll(&mut self, now: Duration) -> Option<Result<FlowUsage, TableError>> {
+        if now >= self.next && !self.busy {
+            self.next = now + self.interval;
+            self.busy = self.requests.send(now).is_ok();
+        }
+        let result = self.results.try_recv().ok();
+        self.busy &= result.is_none();
+        result
     }
 }
 

@@ -31,7 +31,7 @@ use proxy_common::layout::Timeouts;
 
 use self::{
     attach::Attacher,
-    collect::Collector,
+    collect::{Collection, Collector},
     edge::{Edge, Role},
     object::Programs,
     pin::{PinDirectory, PinLock},
@@ -78,9 +78,7 @@ pub struct Dataplane {
     programs: Programs,
     attacher: Attacher,
     programmer: Programmer,
-    collector: Collector,
-    collect_interval: Duration,
-    collect_next: Duration,
+    collection: Collection,
     /// What was asked for last
     edges: BTreeMap<u32, Edge>,
     device_problems: Vec<Problem>,
@@ -107,10 +105,12 @@ impl Dataplane {
         Ok(Self {
             programs,
             programmer,
-            collector: Collector::new(kernel::open(&options.pin)?, options.timeouts),
+            collection: Collection::start(
+                Collector::new(kernel::open(&options.pin)?, options.timeouts),
+                options.collect_interval,
+                now,
+            )?,
             attacher: Attacher::new(options.pin, options.attach),
-            collect_interval: options.collect_interval,
-            collect_next: now + options.collect_interval,
             edges: BTreeMap::new(),
             device_problems: Vec::new(),
             _lock: lock,
@@ -128,8 +128,8 @@ impl Dataplane {
     }
 
     /// Serves these edges (see [`edge::edges`]), by interface index, and no others.
-    pub fn set_edges(&mut self, edges: BTreeMap<u32, Edge>, now: Duration) {
-        self.edges = edges;
+    pub fn set_edges(&mut self, edges: &BTreeMap<u32, Edge>, now: Duration) {
+        self.edges.clone_from(edges);
         self.sync_edges(now);
     }
 
@@ -158,18 +158,15 @@ impl Dataplane {
         if !self.device_problems.is_empty() {
             self.sync_edges(now);
         }
-        if now < self.collect_next {
-            return;
-        }
-        self.collect_next = now + self.collect_interval;
-        match self.collector.collect(now) {
-            Ok(usage) => {
+        match self.collection.poll(now) {
+            Some(Ok(usage)) => {
                 self.programmer.reclaim(&usage);
                 if usage.removed > 0 {
                     tracing::debug!(removed = usage.removed, kept = usage.kept, "old flow entries removed");
                 }
             }
-            Err(error) => tracing::warn!(%error, "old flows could not be removed"),
+            Some(Err(error)) => tracing::warn!(%error, "old flows could not be removed"),
+            None => {}
         }
     }
 
