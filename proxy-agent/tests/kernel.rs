@@ -77,9 +77,18 @@ impl Sandbox {
     fn open_with(&self, attach: Method) -> anyhow::Result<Dataplane> {
         let options = Options {
             attach,
-            ..Options::new(self.pin())
+            ..self.options()
         };
         Dataplane::open(options, dataplane::now())
+    }
+
+    /// Flow tables are preallocated: small ones are made sooner.
+    fn options(&self) -> Options {
+        let mut options = Options::new(self.pin());
+        for table in ["flows_v4", "flows_v6"] {
+            options.table_sizes.insert(table.to_owned(), 1024);
+        }
+        options
     }
 
     /// The pod's namespace, as ip(8) takes it.
@@ -269,7 +278,7 @@ fn a_pinned_map_of_another_shape_is_refused() {
 #[test]
 fn tables_have_the_sizes_asked_for() {
     let Some(sandbox) = Sandbox::new() else { return };
-    let mut options = Options::new(sandbox.pin());
+    let mut options = sandbox.options();
     options.table_sizes.insert("slots_v4".to_owned(), 1);
     let mut dataplane = Dataplane::open(options, dataplane::now()).expect("a dataplane");
     dataplane.replace(plan(), dataplane::now());
@@ -378,7 +387,7 @@ fn a_new_device_is_noticed_at_once() {
 #[test]
 fn old_flows_are_removed() {
     let Some(sandbox) = Sandbox::new() else { return };
-    let mut options = Options::new(sandbox.pin());
+    let mut options = sandbox.options();
     options.collect_interval = Duration::ZERO;
     let mut dataplane = Dataplane::open(options, dataplane::now()).expect("a dataplane");
     let mut tables = kernel::open(&sandbox.pin()).expect("tables");
