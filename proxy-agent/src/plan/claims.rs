@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeSet, HashMap, hash_map},
     fmt,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use k8s_openapi::jiff::Timestamp;
@@ -47,7 +48,7 @@ pub struct Claim {
 struct Claimant {
     no_age: bool,
     created: Option<Timestamp>,
-    service: ObjectName,
+    service: Arc<ObjectName>,
     port_name: String,
 }
 
@@ -57,7 +58,7 @@ pub struct Claims {
     /// Sorted, not empty; the first owns it
     claimants: HashMap<Vip, Vec<Claimant>>,
     /// What each Service asks for
-    vips: HashMap<ObjectName, Vec<Vip>>,
+    vips: HashMap<Arc<ObjectName>, Vec<Vip>>,
     /// What more than one asks for
     contested: BTreeSet<Vip>,
 }
@@ -74,12 +75,13 @@ impl Claims {
         for vip in self.vips.remove(service).unwrap_or_default() {
             self.withdraw(service, vip, &mut rivals);
         }
+        let shared_name = Arc::new(service.clone());
         let mut vips = Vec::new();
         for Claim { vip, port_name } in claims {
             let claimant = Claimant {
                 no_age: created.is_none(),
                 created,
-                service: service.clone(),
+                service: Arc::clone(&shared_name),
                 port_name,
             };
             self.enter(claimant, vip, &mut rivals);
@@ -87,7 +89,7 @@ impl Claims {
         }
         if !vips.is_empty() {
             vips.shrink_to_fit();
-            self.vips.insert(service.clone(), vips);
+            self.vips.insert(shared_name, vips);
         }
         rivals.remove(service);
         rivals
@@ -96,7 +98,7 @@ impl Claims {
     /// Whether a service port owns what it asks for.
     pub fn owns(&self, service: &ObjectName, port_name: &str, vip: Vip) -> bool {
         let owner = self.claimants.get(&vip).and_then(|claimants| claimants.first());
-        owner.is_some_and(|owner| owner.service == *service && owner.port_name == port_name)
+        owner.is_some_and(|owner| *owner.service == *service && owner.port_name == port_name)
     }
 
     /// Forgets all claims.
@@ -130,8 +132,10 @@ impl Claims {
         if position == 0
             && let Some(dethroned) = claimants.first()
         {
-            rivals.insert(dethroned.service.clone());
+            rivals.insert((*dethroned.service).clone());
         }
+        // Nearly always the only one, and there are as many as service ports.
+        claimants.reserve_exact(1);
         claimants.insert(position, claimant);
         if claimants.len() > 1 {
             self.contested.insert(vip);
@@ -143,14 +147,14 @@ impl Claims {
             return;
         };
         let claimants = entry.get_mut();
-        let was_owner = claimants.first().is_some_and(|owner| owner.service == *service);
-        claimants.retain(|claimant| claimant.service != *service);
+        let was_owner = claimants.first().is_some_and(|owner| *owner.service == *service);
+        claimants.retain(|claimant| *claimant.service != *service);
         if claimants.len() < 2 {
             self.contested.remove(&vip);
         }
         match claimants.first() {
             Some(heir) if was_owner => {
-                rivals.insert(heir.service.clone());
+                rivals.insert((*heir.service).clone());
             }
             Some(_) => {}
             None => {

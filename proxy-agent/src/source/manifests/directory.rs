@@ -96,6 +96,9 @@ impl Directory {
         let mut difference = Difference::default();
         while let Some(path) = paths.pop_first() {
             let released = self.read(&path, &mut difference);
+            if released.is_empty() {
+                continue;
+            }
             // A file that holds a released object as well takes it over.
             for (path, file) in &mut self.files {
                 if !file.shadowed.is_disjoint(&released) {

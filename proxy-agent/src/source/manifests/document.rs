@@ -96,7 +96,7 @@ impl Contents {
     }
 
     /// Adds the objects of a document; `default` is the type of those that don't name theirs.
-    fn add(&mut self, place: &str, document: Value, default: Option<(&str, &str)>) {
+    fn add(&mut self, place: &str, mut document: Value, default: Option<(&str, &str)>) {
         if document.is_null() {
             return;
         }
@@ -123,16 +123,13 @@ impl Contents {
                 let reason = format!("{other} is no longer served by Kubernetes: write discovery.k8s.io/v1");
                 self.reject(place.to_owned(), "apiVersion", reason);
             }
-            (version, list) if document.get("items").is_some_and(Value::is_array) && list.ends_with("List") => {
+            (version, list) if list.ends_with("List") && document.get("items").is_some_and(Value::is_array) => {
                 let item = list.trim_end_matches("List");
                 let default = (!item.is_empty()).then_some((version, item));
-                let items = document
-                    .get("items")
-                    .and_then(Value::as_array)
-                    .cloned()
-                    .unwrap_or_default();
-                for (index, item) in items.into_iter().enumerate() {
-                    self.add(&format!("{place} items[{index}]"), item, default);
+                if let Some(Value::Array(items)) = document.get_mut("items").map(Value::take) {
+                    for (index, item) in items.into_iter().enumerate() {
+                        self.add(&format!("{place} items[{index}]"), item, default);
+                    }
                 }
             }
             // Files hold Deployments and much else beside what concerns a proxy.
