@@ -40,12 +40,19 @@ impl ListingArgs {
         kernel::open(&self.pin_dir)
     }
 
-    /// Prints `listing`: to people by `text`, to programs as it is.
+    /// Prints `listing` as asked for.
     pub(super) fn print<T: Serialize, D: Display>(&self, listing: &T, text: impl FnOnce(&T) -> D) -> Result<()> {
-        let text = match self.output {
-            Output::Table => text(listing).to_string(),
-            Output::Json => serde_json::to_string_pretty(listing)?,
-            Output::Yaml => serde_yaml_ng::to_string(listing)?.trim_end().to_owned(),
+        self.output.print(listing, text)
+    }
+}
+
+impl Output {
+    /// Prints `listing`: to people by `text`, to programs as it is.
+    pub(super) fn print<T: Serialize, D: Display>(self, listing: &T, text: impl FnOnce(&T) -> D) -> Result<()> {
+        let text = match self {
+            Self::Table => text(listing).to_string(),
+            Self::Json => serde_json::to_string_pretty(listing)?,
+            Self::Yaml => serde_yaml_ng::to_string(listing)?.trim_end().to_owned(),
         };
         match writeln!(io::stdout().lock(), "{text}") {
             // Whoever reads has seen enough, such as `head`.

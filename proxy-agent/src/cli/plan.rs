@@ -4,10 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
 use clap::Args;
-use comfy_table::{Table, presets::NOTHING};
+use comfy_table::Table;
 use serde::Serialize;
 
-use super::{Output, input::InputArgs};
+use super::{Output, input::InputArgs, listing};
 use crate::plan::{Frontend, Kind, Protocol};
 
 /// Print what this node serves according to manifests: every frontend and its endpoints
@@ -66,29 +66,19 @@ impl PlanArgs {
         let plan = self.input.plan()?.frontends;
         let mut frontends: Vec<Row> = plan.into_values().flatten().map(Row::from).collect();
         frontends.sort_unstable();
-        let listing = Listing { frontends };
-        match self.output {
-            Output::Json => println!("{}", serde_json::to_string_pretty(&listing)?),
-            Output::Yaml => print!("{}", serde_yaml_ng::to_string(&listing)?),
-            Output::Table => println!("{}", table(&listing)),
-        }
-        Ok(())
+        self.output.print(&Listing { frontends }, text)
     }
 }
 
-fn table(listing: &Listing) -> Table {
-    let mut table = Table::new();
-    table
-        .load_style(NOTHING)
-        .set_header(["SERVICE", "KIND", "FRONTEND", "CLUSTER", "LOCAL"]);
+fn text(listing: &Listing) -> Table {
+    let mut table = listing::table(["SERVICE", "KIND", "FRONTEND", "CLUSTER", "LOCAL"]);
     for row in &listing.frontends {
-        let service = format!("{}/{}:{}", row.namespace, row.service, row.port_name);
         let address = row.address.map_or_else(
             || format!("*:{}", row.port),
             |address| SocketAddr::new(address, row.port).to_string(),
         );
         table.add_row([
-            service,
+            format!("{}/{}:{}", row.namespace, row.service, row.port_name),
             row.kind.to_string(),
             format!("{address}/{}", row.protocol),
             list(row.cluster.as_deref(), row.has_endpoints),
