@@ -112,10 +112,14 @@ fn what_is_wrong_is_named_by_file_document_and_field() {
     ];
     let directory = directory(&[("web.yaml", file.join("---\n")), ("z.json", "{\"kind\": ".to_owned())]);
     fs::write(directory.path().join("latin.yaml"), b"caf\xe9").expect("a file");
+    symlink("missing", directory.path().join("link.yaml")).expect("a link");
+    symlink("/dev/null", directory.path().join("pipe.yaml")).expect("a link");
     let (addresses, problems) = read(directory.path());
     assert_eq!(addresses, ["10.96.0.1", "10.96.0.2"]);
     let expected = [
         "latin.yaml: can't be read: stream did not contain valid UTF-8",
+        "link.yaml: can't be read: No such file or directory (os error 2)",
+        "pipe.yaml: can't be read: it is no regular file",
         "web.yaml document 2 (Service typed): spec.ports[0].port: invalid type: string \"eighty\", expected i32",
         "web.yaml document 3 (Service ns/unknown): stauts: unknown field; did you mean status?",
         "web.yaml document 4: is no object: it has no fields",
@@ -243,6 +247,27 @@ async fn changes_are_followed() {
     watched
         .until_served("a file removed", &["10.96.0.2", "10.96.0.5"])
         .await;
+    watched.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_service_is_never_served_without_its_endpoints() {
+    let directory = directory(&[]);
+    let mut watched = Watched::start(directory.path());
+    watched.until_served("start", &[]).await;
+    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+                 metadata: {namespace: ns, name: a-1, labels: {kubernetes.io/service-name: a}}\n\
+                 addressType: IPv4\nports: [{name: '', port: 8080}]\nendpoints: [{addresses: [10.0.0.1]}]\n";
+    watched.write("a.yaml", &(manifest("a", "10.96.0.1") + "---\n" + slice));
+    watched.until("served", |world| !world.lines().is_empty()).await;
+    assert_eq!(watched.world.lines(), ["ns/a: 10.96.0.1:80/TCP -> 10.0.0.1:8080 | -"]);
+    fs::remove_file(directory.path().join("a.yaml")).expect("removed");
+    watched
+        .until("gone", |world| {
+            world.lines() != ["ns/a: 10.96.0.1:80/TCP -> 10.0.0.1:8080 | -"]
+        })
+        .await;
+    assert!(watched.world.lines().is_empty());
     watched.stop().await;
 }
 

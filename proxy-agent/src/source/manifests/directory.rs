@@ -1,6 +1,7 @@
 //! What a directory's files hold, and how it changes.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap, hash_map},
     fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -114,7 +115,7 @@ impl Directory {
 
     /// Reads a file; returns the objects that it no longer holds.
     fn read(&mut self, path: &Arc<Path>, difference: &mut Difference) -> BTreeSet<Key> {
-        let contents = match fs::read_to_string(path) {
+        let contents = match read_text(path) {
             Ok(text) => {
                 let mut hasher = DefaultHasher::new();
                 text.hash(&mut hasher);
@@ -126,7 +127,7 @@ impl Directory {
                 file.digest = digest;
                 Contents::parse(path, &text)
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => {
                 let gone = self.files.remove(path).unwrap_or_default();
                 if gone.has_problems {
                     difference.problems.push(problems_of(path, Vec::new()));
@@ -210,8 +211,10 @@ impl Difference {
         events
     }
 
-    fn into_changes(self) -> Vec<Event> {
+    /// Endpoints come before the Service that they belong to, and go after it, so that it is never served without.
+    fn into_changes(mut self) -> Vec<Event> {
         let mut events = self.problems;
+        self.applied.sort_by_key(|object| Reverse(object.kind()));
         events.extend(self.applied.into_iter().map(|object| match object {
             Object::Node(object) => Event::Node(Change::Apply(object)),
             Object::Service(object) => Event::Service(Change::Apply(object)),
@@ -227,6 +230,15 @@ fn deletion(kind: ObjectKind, name: ObjectName) -> Event {
         ObjectKind::Node => Event::Node(Change::Delete(name)),
         ObjectKind::Service => Event::Service(Change::Delete(name)),
         ObjectKind::EndpointSlice => Event::EndpointSlice(Change::Delete(name)),
+    }
+}
+
+/// Reads a file; what is no file, such as a pipe, could hold up the reader for good.
+fn read_text(path: &Path) -> io::Result<String> {
+    if fs::metadata(path)?.is_file() {
+        fs::read_to_string(path)
+    } else {
+        Err(io::Error::other("it is no regular file"))
     }
 }
 

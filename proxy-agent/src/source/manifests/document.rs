@@ -24,7 +24,7 @@ pub(super) enum Object {
     Node(Box<Node>),
 }
 
-/// Kind of an [`Object`].
+/// Kind of an [`Object`]; each needs those after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum ObjectKind {
     Service,
@@ -46,14 +46,22 @@ impl fmt::Display for Key {
 }
 
 impl Object {
+    pub(super) const fn kind(&self) -> ObjectKind {
+        match self {
+            Self::Service(_) => ObjectKind::Service,
+            Self::EndpointSlice(_) => ObjectKind::EndpointSlice,
+            Self::Node(_) => ObjectKind::Node,
+        }
+    }
+
     pub(super) fn key(&self) -> Key {
-        let (kind, metadata) = match self {
-            Self::Service(object) => (ObjectKind::Service, object.metadata()),
-            Self::EndpointSlice(object) => (ObjectKind::EndpointSlice, object.metadata()),
-            Self::Node(object) => (ObjectKind::Node, object.metadata()),
+        let metadata = match self {
+            Self::Service(object) => object.metadata(),
+            Self::EndpointSlice(object) => object.metadata(),
+            Self::Node(object) => object.metadata(),
         };
         Key {
-            kind,
+            kind: self.kind(),
             name: ObjectName::of(metadata),
         }
     }
