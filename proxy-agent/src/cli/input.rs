@@ -49,16 +49,20 @@ impl InputArgs {
     /// # Errors
     /// Those of [`ProxyConfig::read`].
     pub fn config(&self) -> Result<ProxyConfig> {
+        self.read_config(|warning| tracing::warn!("{warning}"))
+    }
+
+    fn read_config(&self, warn: impl FnOnce(String)) -> Result<ProxyConfig> {
         let Some(file) = &self.config else {
             return Ok(ProxyConfig::default());
         };
         let config = ProxyConfig::read(file)?;
         if !config.without_meaning.is_empty() {
-            tracing::warn!(
+            warn(format!(
                 "configuration {}: these fields are set, but mean nothing to this proxy: {}",
                 file.display(),
                 config.without_meaning.join(", ")
-            );
+            ));
         }
         Ok(config)
     }
@@ -93,12 +97,13 @@ impl InputArgs {
         addresses
     }
 
-    /// Reads the manifests once and plans them. What is wrong with single objects goes to stderr.
+    /// Reads the manifests once and plans them. What is wrong with single objects, and what means nothing here, goes to
+    /// stderr.
     ///
     /// # Errors
     /// The directory or the configuration can't be read.
     pub fn plan(&self) -> Result<Input> {
-        let config = self.config()?;
+        let config = self.read_config(|warning| eprintln!("{warning}"))?;
         let directory = self.manifests.as_ref().context("--manifests DIR is missing")?;
         let mut model = Model::new(self.node_name(&config)?);
         let events =
