@@ -1,6 +1,7 @@
-//! The lab and what tests share.
+//! The lab, the benchmarks and what tests share.
 
 pub mod api_server;
+pub mod bench;
 pub mod lab;
 pub mod skip;
 pub mod test_run;

@@ -1,4 +1,4 @@
-//! `cargo xtask demo` and `cargo xtask lab`.
+//! `cargo xtask demo`, `cargo xtask lab` and `cargo xtask bench`.
 
 mod demo;
 mod lab;
@@ -6,7 +6,7 @@ mod table;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use proxy_tests::lab::reason_to_skip;
+use proxy_tests::{bench, lab::reason_to_skip};
 
 /// Clusters of network namespaces on one machine, with the real agent on each node
 #[derive(Debug, Parser)]
@@ -23,6 +23,8 @@ enum Command {
     /// Keep a lab standing for hand work
     #[command(subcommand)]
     Lab(lab::Lab),
+    /// Measure the proxy beside direct traffic and beside rules as kube-proxy makes them
+    Bench(bench::Options),
 }
 
 fn main() -> Result<()> {
@@ -33,5 +35,6 @@ fn main() -> Result<()> {
     match cli.command {
         Command::Demo(demo) => demo.run(),
         Command::Lab(lab) => lab.run(),
+        Command::Bench(options) => bench::run(&options),
     }
 }

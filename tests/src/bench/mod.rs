@@ -1,0 +1,52 @@
+//! Benchmarks: what a Service costs, beside no Service and beside kube-proxy's rules. Never part of a test: times are of a
+//! machine and a moment, so everything is compared within one run.
+
+mod comparison;
+mod iptables;
+mod manifests;
+mod nftables;
+mod paths;
+mod report;
+mod traffic;
+mod workload;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use paths::Proxy;
+use report::Machine;
+
+/// What `proxy-lab bench` can be told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Numbers of Services
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 1_000, 10_000])]
+    services: Vec<u32>,
+    /// What to compare with the direct way
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Proxy::Ours, Proxy::Nftables, Proxy::Iptables])]
+    proxies: Vec<Proxy>,
+    /// How often everything is measured
+    #[arg(long, default_value_t = 9)]
+    rounds: u32,
+    /// How long each quantity is measured in a round
+    #[arg(long, default_value_t = 300)]
+    milliseconds: u64,
+    /// Where the JSON files go [default: target/bench of the workspace]
+    #[arg(long)]
+    output: Option<PathBuf>,
+}
+
+/// Runs the benchmarks, prints tables and writes JSON.
+///
+/// # Errors
+/// A way that traffic takes can't be built, or a request failed: there is no table of half the truth.
+pub fn run(options: &Options) -> Result<()> {
+    let machine = Machine::this()?;
+    println!("{}", machine.describe());
+    let directory = options
+        .output
+        .clone()
+        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench"));
+    comparison::run(options, &machine, &directory)
+}
