@@ -33,10 +33,10 @@ pub mod example;
 mod load;
 mod manifest;
 mod namespace;
+mod obstacle;
 mod owner;
 mod report;
 mod server;
-mod skip;
 mod standing;
 mod statistics;
 mod strict;
@@ -60,10 +60,10 @@ pub use client::{Answer, Connection, RequestError, UdpClient, tcp_request, udp_r
 pub use load::{Load, LoadReport};
 pub use manifest::{Protocol, Service};
 pub use namespace::Namespace;
+pub use obstacle::obstacle;
 use owner::Estate;
 use report::Request;
 use server::Server;
-pub use skip::{reason_to_skip, say_skipped};
 pub use standing::{Standing, standing};
 pub use statistics::{chi_square, percentile};
 

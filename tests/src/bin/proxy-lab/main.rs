@@ -7,6 +7,7 @@ mod table;
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 use proxy_tests::{bench, lab::reason_to_skip};
+use proxy_tests::lab::obstacle;
 
 /// Clusters of network namespaces on one machine, with the real agent on each node
 #[derive(Debug, Parser)]
@@ -29,8 +30,8 @@ enum Command {
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
-    if let Some(reason) = reason_to_skip() {
-        bail!("{reason}");
+    if let Some(obstacle) = obstacle() {
+        bail!("{obstacle}");
     }
     match cli.command {
         Command::Demo(demo) => demo.run(),
