@@ -245,12 +245,11 @@ impl Lab {
                 .is_ok_and(|found| found == service.endpoints())
         };
         let status = self.ask_agent(node, "status", &["-o", "json"]).unwrap_or_default();
-        let pods = self
+        let mut devices = self
             .pods()
             .iter()
             .filter(|pod| pod.node() == node)
             .map(Pod::host_device);
-        let mut devices = pods.chain(["eth0".to_owned()]);
         devices.all(|device| status.contains(&format!("\"{device}\""))) && self.applied().iter().all(serves)
     }
 

@@ -1,5 +1,6 @@
 //! `cargo xtask demo`, `cargo xtask lab` and `cargo xtask bench`.
 
+mod bench;
 mod demo;
 mod lab;
 mod table;
@@ -26,6 +27,8 @@ enum Command {
     Lab(lab::Lab),
     /// Measure the proxy beside direct traffic and beside rules as kube-proxy makes them
     Bench(bench::Options),
+    /// Measure the way through the proxy beside the direct way and kube-proxy's
+    Bench(bench::Bench),
 }
 
 fn main() -> Result<()> {
@@ -37,5 +40,6 @@ fn main() -> Result<()> {
         Command::Demo(demo) => demo.run(),
         Command::Lab(lab) => lab.run(),
         Command::Bench(options) => bench::run(&options),
+        Command::Bench(bench) => bench.run(),
     }
 }
