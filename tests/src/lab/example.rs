@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use super::{Addresses, Builder, Family, Lab, Namespace, Protocol, Service, address, server::Server};
+use super::{Addresses, Builder, Lab, Namespace, Protocol, Service, address, server::Server};
 
 /// The examples, by file name.
 pub const MANIFESTS: [(&str, &str); 3] = [
@@ -71,8 +71,7 @@ pub struct Servers {
 pub fn serve(prefix: &str) -> Result<Servers> {
     let addresses = addresses().collect::<BTreeMap<_, _>>();
     let start = |(pod, port): (&'static str, u16)| {
-        let sockets = Family::ALL.map(|family| addresses[pod].with_port(family, port));
-        Server::start(&Namespace::open(&format!("{prefix}-{pod}"))?, pod, &sockets)
+        Server::start(&Namespace::open(&format!("{prefix}-{pod}"))?, pod, addresses[pod], port)
     };
     let servers = servers().map(start).collect::<Result<_>>()?;
     Ok(Servers { _servers: servers })
@@ -117,6 +116,7 @@ mod tests {
     use serde_yaml_ng::{Deserializer, Value, from_value};
 
     use super::*;
+    use crate::lab::Family;
 
     fn documents(name: &str) -> Vec<Value> {
         let (_, text) = MANIFESTS

@@ -227,17 +227,19 @@ impl Lab {
     }
 
     /// Starts a server in a pod or node that answers on a port, TCP and UDP, on all its addresses. See [`server`] for what
-    /// it can be asked. It ends with the lab, or by [`Self::stop_serving`].
+    /// it can be asked. It ends with the lab, or by [`Self::stop_serving`]. One that listens there already goes on.
     pub fn serve(&self, name: &str, port: u16) -> Result<()> {
+        let mut servers = self.servers.lock().expect("no server panicked");
+        if servers.iter().any(|server| server.is_at(name, port)) {
+            return Ok(());
+        }
         let pod = self.pods.iter().find(|pod| pod.name == name).map(Pod::addresses);
         let addresses = match pod {
             Some(addresses) => addresses,
             None if name == "outside" => address::OUTSIDE,
             None => self.node(name).addresses(),
         };
-        let sockets = Family::ALL.map(|family| addresses.with_port(family, port));
-        let server = Server::start(self.namespace(name), name, &sockets)?;
-        self.servers.lock().expect("no server panicked").push(server);
+        servers.push(Server::start(self.namespace(name), name, addresses, port)?);
         Ok(())
     }
 

@@ -22,7 +22,7 @@ use tokio::{
     sync::oneshot,
 };
 
-use super::Namespace;
+use super::{Addresses, Family, Namespace};
 
 /// The bytes of a bulk transfer: byte `i` of any transfer. The period is prime, so that a segment put in the wrong place
 /// shows.
@@ -35,20 +35,22 @@ pub(super) fn pattern(from: usize, count: usize) -> Vec<u8> {
 #[derive(Debug)]
 pub(super) struct Server {
     name: String,
+    port: u16,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Listens on every address, for TCP and UDP, before it returns.
+    /// Listens on a port of both addresses, for TCP and UDP, before it returns.
     ///
     /// # Errors
     /// An address is not the namespace's own or is in use.
-    pub(super) fn start(namespace: &Namespace, name: &str, addresses: &[SocketAddr]) -> Result<Self> {
+    pub(super) fn start(namespace: &Namespace, name: &str, addresses: Addresses, port: u16) -> Result<Self> {
+        let sockets = Family::ALL.map(|family| addresses.with_port(family, port));
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = mpsc::channel();
         let thread = namespace.run(|| {
-            let (name, addresses) = (name.to_owned(), addresses.to_owned());
+            let name = name.to_owned();
             // A thread is born in the namespace of the one that starts it.
             thread::Builder::new().name(format!("server {name}")).spawn(move || {
                 let outcome = runtime::Builder::new_current_thread()
@@ -56,7 +58,7 @@ impl Server {
                     .build()
                     .and_then(|runtime| {
                         runtime.block_on(async {
-                            listen(&name, &addresses).await?;
+                            listen(&name, &sockets).await?;
                             let _ = ready.send(Ok(()));
                             // A dropped sender means the same as a message: time to end.
                             let _ = stopped.await;
@@ -74,9 +76,14 @@ impl Server {
             .with_context(|| format!("server in {name}"))?;
         Ok(Self {
             name: name.to_owned(),
+            port,
             stop: Some(stop),
             thread: Some(thread),
         })
+    }
+
+    pub(super) fn is_at(&self, name: &str, port: u16) -> bool {
+        self.name == name && self.port == port
     }
 
     pub(super) fn name(&self) -> &str {
