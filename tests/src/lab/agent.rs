@@ -121,12 +121,13 @@ impl Lab {
     /// Starts an agent with options of its own.
     pub fn start_agent_with(&self, node: &str, options: AgentOptions) -> Result<Agent> {
         let mut agent = self.spawn_agent(node, options)?;
-        let ready = wait_until(&format!("the agent on {node} is ready"), PATIENCE, || {
-            let ended = agent.ended().transpose();
-            let ready = || self.agent_is_ready(node).then_some(Ok(None));
-            ended.map(|status| status.map(Some)).or_else(ready)
+        let outcome = wait_until(&format!("the agent on {node} is ready"), PATIENCE, || {
+            match agent.ended() {
+                Ok(None) => self.is_ready(&agent).unwrap_or(false).then_some(Ok(None)),
+                ended => Some(ended),
+            }
         });
-        match ready.and_then(|outcome| outcome) {
+        match outcome.and_then(|ended| ended) {
             Ok(None) => Ok(agent),
             Ok(Some(status)) => bail!("the agent on {node} ended with {status}: {}", self.log_tail(node)),
             Err(error) => Err(error.context(self.log_tail(node))),
@@ -209,19 +210,13 @@ impl Lab {
             .try_for_each(|node| self.wait_for_service(node.name(), service))
     }
 
-    /// Endpoints that the tables of a node hold for a Service, sorted: every `address:port` in a list of a frontend of that
-    /// Service in `proxy-agent services -o json`.
+    /// Endpoints that the tables of a node hold for a Service, in all its frontends, sorted.
     pub fn served_endpoints(&self, node: &str, service: &Service) -> Result<Vec<SocketAddr>> {
-        let listing: Value = serde_json::from_str(&self.ask_agent(node, "services", &["-o", "json"])?)?;
-        let (namespace, name) = service.key();
-        let frontends = listing["frontends"]
+        let listing = self.listing(node, "services", &["--service", &service.full_name()])?;
+        let frontends = listing["services"]
             .as_array()
-            .context("services -o json: no list `frontends`")?;
-        let of_service = |frontend: &&Value| frontend["namespace"] == namespace && frontend["service"] == name;
-        let lists = frontends
-            .iter()
-            .filter(of_service)
-            .filter_map(|frontend| frontend["cluster"].as_array());
+            .context("services -o json: no list `services`")?;
+        let lists = frontends.iter().filter_map(|frontend| frontend["cluster"].as_array());
         let addresses = lists.flatten().filter_map(Value::as_str).map(str::parse);
         let mut endpoints = addresses.collect::<Result<Vec<SocketAddr>, _>>()?;
         endpoints.sort_unstable();
@@ -229,28 +224,44 @@ impl Lab {
         Ok(endpoints)
     }
 
-    /// Number of flow entries in the tables of a node.
+    /// Number of flows in the tables of a node.
     pub fn flow_count(&self, node: &str) -> Result<usize> {
-        let listing: Value = serde_json::from_str(&self.ask_agent(node, "flows", &["-o", "json"])?)?;
+        let listing = self.listing(node, "flows", &[])?;
         Ok(listing["flows"]
             .as_array()
             .context("flows -o json: no list `flows`")?
             .len())
     }
 
-    /// Whether the tables of a node hold every applied Service and its programs are on every device they belong on.
-    fn agent_is_ready(&self, node: &str) -> bool {
-        let serves = |service: &Service| {
-            self.served_endpoints(node, service)
-                .is_ok_and(|found| found == service.endpoints())
+    /// Whether this agent holds the node's tables, the tables hold every applied Service, and the programs are on the
+    /// device of every pod.
+    fn is_ready(&self, agent: &Agent) -> Result<bool> {
+        let node = agent.node();
+        let status = self.listing(node, "status", &[])?;
+        let devices = status["devices"]
+            .as_array()
+            .context("status -o json: no list `devices`")?;
+        let is_served = |pod: &Pod| {
+            let of_pod = |device: &&Value| device["name"] == pod.host_device();
+            let device = devices.iter().find(of_pod);
+            device.is_some_and(|device| device["ingress"].is_string() && device["egress"].is_string())
         };
-        let status = self.ask_agent(node, "status", &["-o", "json"]).unwrap_or_default();
-        let mut devices = self
-            .pods()
-            .iter()
-            .filter(|pod| pod.node() == node)
-            .map(Pod::host_device);
-        devices.all(|device| status.contains(&format!("\"{device}\""))) && self.applied().iter().all(serves)
+        let holds = |service: &Service| Ok(self.served_endpoints(node, service)? == service.endpoints());
+        Ok(status["agent"]["process"] == agent.pid()
+            && self.pods().iter().filter(|pod| pod.node() == node).all(is_served)
+            && self
+                .applied()
+                .iter()
+                .map(holds)
+                .collect::<Result<Vec<_>>>()?
+                .into_iter()
+                .all(|held| held))
+    }
+
+    fn listing(&self, node: &str, command: &str, arguments: &[&str]) -> Result<Value> {
+        let arguments = [arguments, &["-o", "json"]].concat();
+        let text = self.ask_agent(node, command, &arguments)?;
+        serde_json::from_str(&text).with_context(|| format!("{command} -o json printed {text}"))
     }
 
     fn log_tail(&self, node: &str) -> String {
