@@ -1,14 +1,12 @@
 //! `cargo xtask demo`, `cargo xtask lab` and `cargo xtask bench`.
 
-mod bench;
 mod demo;
 mod lab;
 mod table;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use proxy_tests::{bench, lab::reason_to_skip};
-use proxy_tests::lab::obstacle;
+use proxy_tests::{bench, lab::obstacle};
 
 /// Clusters of network namespaces on one machine, with the real agent on each node
 #[derive(Debug, Parser)]
@@ -27,8 +25,6 @@ enum Command {
     Lab(lab::Lab),
     /// Measure the proxy beside direct traffic and beside rules as kube-proxy makes them
     Bench(bench::Options),
-    /// Measure the way through the proxy beside the direct way and kube-proxy's
-    Bench(bench::Bench),
 }
 
 fn main() -> Result<()> {
@@ -40,6 +36,5 @@ fn main() -> Result<()> {
         Command::Demo(demo) => demo.run(),
         Command::Lab(lab) => lab.run(),
         Command::Bench(options) => bench::run(&options),
-        Command::Bench(bench) => bench.run(),
     }
 }
