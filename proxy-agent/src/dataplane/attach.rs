@@ -71,7 +71,10 @@ impl Attacher {
             if self.method != Method::Clsact {
                 match tcx::attach(program, &self.pin, index, name, hook) {
                     Ok(()) => continue,
-                    Err(error) if self.method == Method::Auto && no_tcx(&error) => self.method = Method::Clsact,
+                    Err(error) if self.method == Method::Auto && no_tcx(&error) => {
+                        tracing::info!("this kernel has no tcx: clsact filters are used");
+                        self.method = Method::Clsact;
+                    }
                     Err(error) => return Err(error).with_context(|| format!("cannot attach {} with tcx", hook.name())),
                 }
             }

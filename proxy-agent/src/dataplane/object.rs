@@ -42,7 +42,8 @@ impl Programs {
             .keys()
             .find(|name| tables::ALL.iter().all(|spec| spec.name != *name))
         {
-            bail!("no table is called {unknown}");
+            let names: Vec<_> = tables::ALL.iter().map(|spec| spec.name).collect();
+            bail!("no table is called {unknown}; there are {}", names.join(", "));
         }
         shape::check_all(pin)?;
         if !std::path::Path::new("/sys/kernel/btf/vmlinux").exists() {

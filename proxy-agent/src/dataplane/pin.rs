@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use proxy_common::layout;
 
@@ -128,19 +128,21 @@ impl PinDirectory {
         ))
     }
 
-    /// The table names of the maps pinned for this layout version; an error says what to do when there are none.
+    /// Whether tables of this layout version are pinned.
     ///
     /// # Errors
-    /// If nothing is pinned.
+    /// If nothing is pinned or it may not be looked at; says what to do.
     pub fn check_pinned(&self) -> Result<()> {
         let maps = self.maps();
-        ensure!(
-            maps.is_dir(),
-            "nothing is pinned at {}: no agent has run with this --pin-dir (start one with `proxy-agent run`), \
-             or it was cleaned up, or this is another mount namespace than the agent's",
-            maps.display()
-        );
-        Ok(())
+        match fs::metadata(&maps) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
+                "nothing is pinned at {}: no agent has run with this --pin-dir (start one with `proxy-agent run`), \
+                 or it was cleaned up, or this is another mount namespace than the agent's",
+                maps.display()
+            ),
+            Err(error) => Err(error).with_context(|| format!("cannot look at {}: run as root", maps.display())),
+        }
     }
 
     fn check_file_system(&self) -> Result<()> {

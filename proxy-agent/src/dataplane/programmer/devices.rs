@@ -68,19 +68,37 @@ impl Devices {
     }
 }
 
-// The way back of a masqueraded packet begins at ingress, with the masquerade address as its destination.
+/// The masquerade addresses that a device has. The way back of a masqueraded packet begins at ingress, with such an
+/// address as its destination.
+fn addresses(device: &Device) -> (Option<[u8; 4]>, Option<[u8; 16]>) {
+    (
+        Some(device.masquerade_v4).filter(|address| *address != [0; 4]),
+        Some(device.masquerade_v6).filter(|address| *address != [0; 16]),
+    )
+}
 
 fn admit(device: &Device, filter: &mut Filter, now: Duration) -> Result<(), TableError> {
-    filter.admit(&device.masquerade_v4, now)?;
-    filter.admit(&device.masquerade_v6, now)
+    let (v4, v6) = addresses(device);
+    v4.map_or(Ok(()), |address| filter.admit(&address, now))?;
+    v6.map_or(Ok(()), |address| filter.admit(&address, now))
 }
 
 fn hold(device: &Device, filter: &mut Filter) {
-    filter.hold(&device.masquerade_v4);
-    filter.hold(&device.masquerade_v6);
+    let (v4, v6) = addresses(device);
+    if let Some(address) = &v4 {
+        filter.hold(address);
+    }
+    if let Some(address) = &v6 {
+        filter.hold(address);
+    }
 }
 
 fn release(device: &Device, filter: &mut Filter, now: Duration) {
-    filter.release(&device.masquerade_v4, now);
-    filter.release(&device.masquerade_v6, now);
+    let (v4, v6) = addresses(device);
+    if let Some(address) = &v4 {
+        filter.release(address, now);
+    }
+    if let Some(address) = &v6 {
+        filter.release(address, now);
+    }
 }
