@@ -37,6 +37,8 @@ pub struct Agent {
     dataplane: Dataplane,
     edges: EdgePolicy,
     node_addresses: NodeAddresses,
+    /// Why the devices could not be looked at
+    device_problem: Option<Problem>,
     told: BTreeSet<Problem>,
     synced: bool,
 }
@@ -50,6 +52,7 @@ impl Agent {
             dataplane,
             edges,
             node_addresses,
+            device_problem: None,
             told: BTreeSet::new(),
             synced: false,
         }
@@ -64,7 +67,7 @@ impl Agent {
         let mut end = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        self.look_at_devices(&network).await?;
+        self.look_at_devices(&network).await;
         loop {
             tokio::select! {
                 () = any(&mut end) => {
@@ -73,7 +76,7 @@ impl Agent {
                 }
                 changed = network.changed() => {
                     changed?;
-                    self.look_at_devices(&network).await?;
+                    self.look_at_devices(&network).await;
                 }
                 event = events.recv() => {
                     self.model.apply(event.context("the source of Services has ended")?);
@@ -83,10 +86,15 @@ impl Agent {
                     }
                     self.write();
                     if self.edges.node_addresses != (self.node_addresses)(&self.model) {
-                        self.look_at_devices(&network).await?;
+                        self.look_at_devices(&network).await;
                     }
                 }
-                _ = tick.tick() => self.dataplane.tick(dataplane::now()),
+                _ = tick.tick() => {
+                    self.dataplane.tick(dataplane::now());
+                    if self.device_problem.is_some() {
+                        self.look_at_devices(&network).await;
+                    }
+                }
             }
             self.tell_problems();
         }
@@ -113,12 +121,21 @@ impl Agent {
         }
     }
 
-    async fn look_at_devices(&mut self, network: &NetworkWatch) -> Result<()> {
+    /// Serves the devices of now. If the kernel doesn't tell them, what is served stays, and the next tick looks again.
+    async fn look_at_devices(&mut self, network: &NetworkWatch) {
         self.edges.node_addresses = (self.node_addresses)(&self.model);
-        let network = network.network().await?;
-        self.dataplane
-            .set_edges(&edges(&network, &self.edges), dataplane::now());
-        Ok(())
+        self.device_problem = match network.network().await {
+            Ok(network) => {
+                let edges = edges(&network, &self.edges);
+                self.dataplane.set_edges(&edges, dataplane::now());
+                None
+            }
+            Err(error) => Some(Problem {
+                object: "devices".to_owned(),
+                field: String::new(),
+                reason: format!("{error:#}"),
+            }),
+        };
     }
 
     /// Logs each problem once when it comes, and once when it goes.
@@ -128,7 +145,11 @@ impl Agent {
             self.planner.problems(),
             self.dataplane.problems(),
         ];
-        let problems: BTreeSet<Problem> = problems.into_iter().flatten().collect();
+        let problems: BTreeSet<Problem> = problems
+            .into_iter()
+            .flatten()
+            .chain(self.device_problem.clone())
+            .collect();
         for problem in problems.difference(&self.told) {
             tracing::warn!("{problem}");
         }

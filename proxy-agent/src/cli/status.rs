@@ -4,10 +4,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::listing::{ListingArgs, or_dash, table};
-use crate::dataplane::{
-    self,
-    inspect::{self, Status},
-};
+use crate::dataplane::inspect::{self, Status};
 
 /// Show the agent, the devices and their programs, how full the tables are, and what happened to packets
 #[derive(Debug, Args)]
@@ -19,7 +16,7 @@ pub(super) struct StatusArgs {
 impl StatusArgs {
     pub(super) fn run(self) -> Result<()> {
         let tables = self.listing.tables()?;
-        let status = inspect::status(self.listing.pin(), &tables, &dataplane::device_names())?;
+        let status = inspect::status(self.listing.pin(), &tables)?;
         self.listing.print(&status, text)
     }
 }
@@ -40,7 +37,7 @@ fn text(status: &Status) -> String {
         .flatten()
         .collect();
         devices.add_row([
-            or_dash(device.name.as_ref()),
+            device.name.clone(),
             device.index.to_string(),
             or_dash(device.role),
             or_dash(device.ingress),

@@ -126,8 +126,24 @@ impl Edge {
             masquerade_v4: self.masquerade_v4.map_or([0; 4], |address| address.octets()),
             masquerade_v6: self.masquerade_v6.map_or([0; 16], |address| address.octets()),
             role: self.role.number(),
+            name: name_bytes(&self.name),
         }
     }
+}
+
+/// An interface name as the table has it. The kernel's names are shorter than the field (`IFNAMSIZ`).
+fn name_bytes(name: &str) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for (byte, character) in bytes.iter_mut().zip(name.bytes()) {
+        *byte = character;
+    }
+    bytes
+}
+
+/// The interface name in a table entry.
+pub(super) fn name_of(device: &Device) -> String {
+    let name = device.name.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(name).into_owned()
 }
 
 /// What the user says of devices and the node.

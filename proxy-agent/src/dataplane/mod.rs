@@ -177,12 +177,3 @@ impl Dataplane {
         problems
     }
 }
-
-/// The interface names of now by index, for listings.
-pub fn device_names() -> BTreeMap<u32, String> {
-    let interfaces = nix::net::if_::if_nameindex();
-    let interfaces = interfaces.iter().flatten();
-    interfaces
-        .map(|interface| (interface.index(), interface.name().to_string_lossy().into_owned()))
-        .collect()
-}

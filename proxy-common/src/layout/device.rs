@@ -12,6 +12,8 @@ pub struct Device {
     pub masquerade_v6: [u8; 16],
     /// One of [`role`]
     pub role: u32,
+    /// Interface name, padded with zero bytes (`IFNAMSIZ`)
+    pub name: [u8; 16],
 }
 
 /// Values of [`Device::role`].
@@ -25,5 +27,5 @@ pub mod role {
 }
 
 plain! {
-    Device = 24;
+    Device = 40;
 }

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::dataplane::{
     attach,
-    edge::Role,
+    edge::{self, Role},
     hook::Hook,
     pin::PinDirectory,
     table::{BoxedTable, TableError, Tables},
@@ -52,8 +52,8 @@ pub struct AgentStatus {
 pub struct DeviceStatus {
     /// Interface index
     pub index: u32,
-    /// Interface name; `None` where this network namespace has no such device
-    pub name: Option<String>,
+    /// Interface name
+    pub name: String,
     /// What it leads to; `None` for a number that is no role
     pub role: Option<Role>,
     /// How the ingress program is attached: `tcx`, `clsact`, or not at all
@@ -90,11 +90,11 @@ pub struct ReasonCount {
     pub bytes: u64,
 }
 
-/// Looks at everything; `names` are interface names by index.
+/// Looks at everything.
 ///
 /// # Errors
 /// If something can't be read.
-pub fn status(pin: &PinDirectory, tables: &Tables, names: &BTreeMap<u32, String>) -> Result<Status> {
+pub fn status(pin: &PinDirectory, tables: &Tables) -> Result<Status> {
     let holder = pin.holder()?;
     Ok(Status {
         pin_directory: pin.root().to_owned(),
@@ -103,18 +103,18 @@ pub fn status(pin: &PinDirectory, tables: &Tables, names: &BTreeMap<u32, String>
             running: holder.is_some(),
             process: holder.and_then(|holder| holder.process),
         },
-        devices: devices(pin, tables, names)?,
+        devices: devices(pin, tables)?,
         tables: fills(tables)?,
         reasons: reasons(tables)?,
     })
 }
 
-fn devices(pin: &PinDirectory, tables: &Tables, names: &BTreeMap<u32, String>) -> Result<Vec<DeviceStatus>> {
+fn devices(pin: &PinDirectory, tables: &Tables) -> Result<Vec<DeviceStatus>> {
     let devices: BTreeMap<_, _> = tables.devices.entries()?.into_iter().collect();
     let status = |(index, device): (u32, layout::Device)| {
         Ok(DeviceStatus {
             index,
-            name: names.get(&index).cloned(),
+            name: edge::name_of(&device),
             role: Role::from_number(device.role),
             ingress: attach::attached(pin, index, Hook::Ingress)?,
             egress: attach::attached(pin, index, Hook::Egress)?,
