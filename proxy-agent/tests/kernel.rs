@@ -29,7 +29,7 @@ use proxy_agent::{
     plan::{Family, Frontend, Kind, Protocol, ServicePort},
 };
 
-use proxy_common::layout::{FlowKey, FlowValue, INGRESS};
+use proxy_common::layout::{FlowKey, FlowValue, INGRESS, TableSpec, tables};
 
 /// A place to pin and devices to attach to.
 struct Sandbox {
@@ -265,10 +265,11 @@ fn a_pinned_map_of_another_shape_is_refused() {
     let pin = sandbox.pin();
     fs::rename(pin.map("devices"), pin.map("services_v4")).expect("bpffs renames");
     let message = format!("{:#}", sandbox.open().err().expect("refused"));
+    let shape = |spec: TableSpec| format!("key {} bytes, value {} bytes", spec.key_size, spec.value_size);
     for part in [
         "maps/services_v4",
-        "key 4 bytes, value 24 bytes",
-        "key 8 bytes, value 28 bytes",
+        &shape(tables::DEVICES),
+        &shape(tables::SERVICES_V4),
         "cleanup",
     ] {
         assert!(message.contains(part), "{part} in: {message}");

@@ -10,8 +10,9 @@ mod skb;
 mod tables;
 
 use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
+use aya_log_ebpf::debug;
 use proxy_common::{
-    datapath::{self, Outcome, Tables, Verdict},
+    datapath::{self, Outcome, Reason, Tables, Verdict},
     packet::{Family, V4, V6},
 };
 
@@ -56,11 +57,10 @@ fn ingress_of<F: Family>(skb: *mut __sk_buff, family: F) -> i32
 where
     Maps<F>: Tables<F::Address>,
 {
-    action(datapath::ingress::<F, _, _, _>(
-        &mut Skb::<ETHERNET>::new(skb),
-        &Maps(family),
-        &environment(skb),
-    ))
+    action(
+        skb,
+        datapath::ingress::<F, _, _, _>(&mut Skb::<ETHERNET>::new(skb), &Maps(family), &environment(skb)),
+    )
 }
 
 /// Not inlined, so that the families do not add up on the stack.
@@ -69,11 +69,10 @@ fn egress_of<F: Family>(skb: *mut __sk_buff, family: F) -> i32
 where
     Maps<F>: Tables<F::Address>,
 {
-    action(datapath::egress::<F, _, _, _>(
-        &mut Skb::<ETHERNET>::new(skb),
-        &Maps(family),
-        &environment(skb),
-    ))
+    action(
+        skb,
+        datapath::egress::<F, _, _, _>(&mut Skb::<ETHERNET>::new(skb), &Maps(family), &environment(skb)),
+    )
 }
 
 #[inline(always)]
@@ -91,11 +90,26 @@ fn environment(skb: *mut __sk_buff) -> Kernel {
 }
 
 #[inline(always)]
-fn action(outcome: Outcome) -> i32 {
+fn action(skb: *mut __sk_buff, outcome: Outcome) -> i32 {
     match outcome.verdict {
         Verdict::Continue | Verdict::Rewrite => NEXT,
-        Verdict::Reject | Verdict::Drop => DROP,
+        Verdict::Reject | Verdict::Drop => {
+            log_refused(skb, outcome.reason);
+            DROP
+        }
     }
+}
+
+/// Logs a refused packet, if logging is on: the level is a constant to the verifier, which removes the code if not.
+#[inline(never)]
+fn log_refused(skb: *mut __sk_buff, reason: Reason) {
+    let context = TcContext::new(skb);
+    // SAFETY: a field of the program's own context.
+    let device = unsafe { (*skb).ifindex };
+    debug!(
+        &context,
+        "packet refused on interface {}: reason {}", device, reason as u32
+    );
 }
 
 /// Never called: the datapath has no panic, and the build fails if one slips in.

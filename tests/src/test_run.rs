@@ -55,6 +55,8 @@ impl Kernel {
         for spec in [tables::FLOWS_V4, tables::FLOWS_V6] {
             loader.map_max_entries(spec.name, flows);
         }
+        // As in use: logging is off, and costs nothing.
+        loader.override_global("AYA_LOG_LEVEL", &0u8, true);
         let mut ebpf = loader.load(&object).context("cannot make the maps")?;
         for name in ["ingress", "egress"] {
             program(&mut ebpf, name)?

@@ -15,7 +15,7 @@ use super::input::InputArgs;
 use crate::{
     agent::Agent,
     dataplane::{
-        self, Dataplane, Method, Options,
+        self, Dataplane, LogLevel, Method, Options,
         edge::EdgePolicy,
         pin::{DEFAULT_PIN_DIRECTORY, PinDirectory},
     },
@@ -27,7 +27,7 @@ use crate::{
 const QUEUE: usize = 1024;
 
 /// What is logged unless RUST_LOG says otherwise: kube's client logs each failed attempt, which the watches tell better.
-const LOG: &str = "info,kube_client=off";
+const LOG: &str = "info,kube_client=off,proxy_ebpf=debug";
 
 /// Serve this node's Services until told to end; what is programmed then goes on forwarding
 #[derive(Debug, Args)]
@@ -54,6 +54,10 @@ pub(crate) struct RunArgs {
     /// How programs are attached
     #[arg(long, value_enum, default_value_t = Method::Auto)]
     attach: Method,
+
+    /// What the programs in the kernel log: every packet they refuse, or nothing
+    #[arg(long, value_enum, default_value_t = LogLevel::Off)]
+    program_log: LogLevel,
 
     /// Entries in each family's new flow table; a connection takes two [default: 524288]
     #[arg(long, value_name = "ENTRIES", value_parser = clap::value_parser!(u32).range(1024..))]
@@ -111,6 +115,7 @@ impl RunArgs {
     fn options(&self) -> Options {
         let mut options = Options::new(self.pin_dir.clone());
         options.attach = self.attach;
+        options.log = self.program_log;
         if let Some(entries) = self.flow_table_size {
             for table in ["flows_v4", "flows_v6"] {
                 options.table_sizes.insert(table.to_owned(), entries);

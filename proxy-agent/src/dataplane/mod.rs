@@ -43,7 +43,7 @@ use crate::{
 };
 
 pub use attach::Method;
-pub use object::has_programs;
+pub use object::{LogLevel, has_programs};
 
 /// How the dataplane is to be set up.
 #[derive(Clone, Debug)]
@@ -58,6 +58,8 @@ pub struct Options {
     pub timeouts: Timeouts,
     /// How often flows are looked through for those whose time is over
     pub collect_interval: Duration,
+    /// What the programs log; anything but off needs a tokio runtime
+    pub log: LogLevel,
 }
 
 impl Options {
@@ -69,6 +71,7 @@ impl Options {
             table_sizes: BTreeMap::new(),
             timeouts: Timeouts::DEFAULT,
             collect_interval: Duration::from_secs(10),
+            log: LogLevel::Off,
         }
     }
 }
@@ -99,7 +102,10 @@ impl Dataplane {
     /// each says what to do.
     pub fn open(options: Options, now: Duration) -> Result<Self> {
         let lock = options.pin.claim()?;
-        let programs = Programs::load(&options.pin, &options.table_sizes, options.timeouts)?;
+        let mut programs = Programs::load(&options.pin, &options.table_sizes, options.timeouts, options.log)?;
+        if options.log != LogLevel::Off {
+            programs.forward_log()?;
+        }
         let programmer =
             Programmer::load(kernel::open(&options.pin)?, now).context("cannot read the tables of the last agent")?;
         Ok(Self {

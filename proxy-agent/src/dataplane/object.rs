@@ -9,9 +9,15 @@ use aya::{
     sys::SyscallError,
     util::KernelVersion,
 };
+use aya_log::EbpfLogger;
 use proxy_common::layout::{Settings, Timeouts, tables};
 
-use super::{hook::Hook, pin::PinDirectory, raw::Raw, shape};
+use super::{
+    hook::Hook,
+    pin::PinDirectory,
+    raw::{self, Raw},
+    shape,
+};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/proxy-ebpf.o"));
 
@@ -22,6 +28,17 @@ pub fn has_programs() -> bool {
 
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace` (include/uapi/linux/bpf.h), since Linux 6.16.
 const BPF_F_IPV6: u32 = 0x80;
+
+/// How much the programs log. Off costs nothing: the verifier removes the code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[repr(u8)]
+pub enum LogLevel {
+    /// Nothing
+    #[default]
+    Off = 0,
+    /// Every packet that is refused
+    Debug = aya_log::Level::Debug as u8,
+}
 
 /// The loaded programs.
 pub(super) struct Programs {
@@ -34,7 +51,12 @@ impl Programs {
     ///
     /// # Errors
     /// If the agent was built without the programs, a pinned map has another shape, or the kernel refuses.
-    pub(super) fn load(pin: &PinDirectory, sizes: &BTreeMap<String, u32>, timeouts: Timeouts) -> Result<Self> {
+    pub(super) fn load(
+        pin: &PinDirectory,
+        sizes: &BTreeMap<String, u32>,
+        timeouts: Timeouts,
+        log: LogLevel,
+    ) -> Result<Self> {
         if !has_programs() {
             bail!("this agent was built without its eBPF programs: build it with `cargo xtask build`");
         }
@@ -54,7 +76,9 @@ impl Programs {
             ipv6_checksum_flag: ipv6_checksum_flag()?,
         });
         let mut loader = EbpfLoader::new();
+        let level = log as u8;
         loader.override_global("SETTINGS", &settings, true);
+        loader.override_global(aya_log::LEVEL, &level, true);
         for spec in &tables::ALL {
             loader.map_pin_path(spec.name, pin.map(spec.name));
             if let Some(&entries) = sizes.get(spec.name) {
@@ -73,6 +97,22 @@ impl Programs {
                 .map_err(|error| verification(hook, error))?;
         }
         Ok(programs)
+    }
+
+    /// Starts to pass what the programs log on to the agent's log; needs a tokio runtime. The task ends with it.
+    ///
+    /// # Errors
+    /// If the log's ring buffer can't be read.
+    pub(super) fn forward_log(&mut self) -> Result<()> {
+        let logger = EbpfLogger::init(&mut self.ebpf).context("cannot read the log of the programs")?;
+        let mut logger = raw::readiness(logger).context("cannot wait for the log of the programs")?;
+        tokio::spawn(async move {
+            while let Ok(mut ready) = logger.readable_mut().await {
+                ready.get_inner_mut().flush();
+                ready.clear_ready();
+            }
+        });
+        Ok(())
     }
 
     /// The program of a hook.

@@ -7,7 +7,9 @@ use std::{
     path::Path,
 };
 
+use aya_log::EbpfLogger;
 use proxy_common::layout::Plain;
+use tokio::io::unix::AsyncFd;
 
 /// A table type as aya takes it.
 #[repr(transparent)]
@@ -129,6 +131,12 @@ unsafe fn object_info<I: Default>(object: BorrowedFd<'_>) -> io::Result<I> {
     // SAFETY: `info` is valid for writes of `info_len` bytes; the rest is the caller's promise.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)? };
     Ok(info)
+}
+
+/// The readiness of the ring buffer that the programs log to; needs a tokio runtime.
+pub(super) fn readiness<L>(logger: EbpfLogger<L>) -> io::Result<AsyncFd<EbpfLogger<L>>> {
+    // SAFETY: the logger owns its ring buffer and gives the descriptor of that, always the same, until it is dropped.
+    unsafe { AsyncFd::register(logger) }.map_err(Into::into)
 }
 
 /// What the kernel says of a tcx link.
