@@ -6,6 +6,7 @@ mod iptables;
 mod manifests;
 mod nftables;
 mod paths;
+mod programs;
 mod report;
 mod traffic;
 mod workload;
@@ -13,23 +14,39 @@ mod workload;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use clap::ValueEnum;
 
 use paths::Proxy;
 use report::Machine;
 
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Nanoseconds a packet in each program, by `BPF_PROG_TEST_RUN`
+    Programs,
+    /// Requests from pod to pod, beside kube-proxy's rules
+    Traffic,
+}
+
 /// What `proxy-lab bench` can be told.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Numbers of Services
+    /// What to measure [default: everything]
+    #[arg(value_enum)]
+    part: Option<Part>,
+    /// Programs: flows in the table; 2, or powers of ten
+    #[arg(long, value_delimiter = ',', default_values_t = [2, 1_000, 1_000_000])]
+    flows: Vec<u32>,
+    /// Traffic: numbers of Services
     #[arg(long, value_delimiter = ',', default_values_t = [10, 1_000, 10_000])]
     services: Vec<u32>,
-    /// What to compare with the direct way
+    /// Traffic: what to compare with the direct way
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Proxy::Ours, Proxy::Nftables, Proxy::Iptables])]
     proxies: Vec<Proxy>,
-    /// How often everything is measured
+    /// Traffic: how often everything is measured
     #[arg(long, default_value_t = 9)]
     rounds: u32,
-    /// How long each quantity is measured in a round
+    /// Traffic: how long each quantity is measured in a round
     #[arg(long, default_value_t = 300)]
     milliseconds: u64,
     /// Where the JSON files go [default: target/bench of the workspace]
@@ -48,5 +65,11 @@ pub fn run(options: &Options) -> Result<()> {
         .output
         .clone()
         .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench"));
-    comparison::run(options, &machine, &directory)
+    if options.part != Some(Part::Traffic) {
+        programs::run(&options.flows, &machine, &directory)?;
+    }
+    if options.part != Some(Part::Programs) {
+        comparison::run(options, &machine, &directory)?;
+    }
+    Ok(())
 }
