@@ -1,0 +1,36 @@
+//! What the proxy must do for real packets between real network namespaces, with the real agent on each node. One theme a
+//! file; one binary, because linking each would cost more than running them.
+
+mod agent;
+mod balance;
+mod device;
+mod endpoint;
+mod forwarding;
+mod input;
+mod port;
+
+use anyhow::Result;
+use proxy_tests::lab::{Addresses, Lab, Protocol, Service, address};
+
+/// The port that Services of the scenarios have, and the one that their pods listen on.
+const PORT: u16 = 80;
+const POD_PORT: u16 = 8080;
+
+/// A Service of that name with TCP and UDP on [`PORT`].
+fn service(name: &str, cluster: Addresses) -> Service {
+    let service = Service::new("default", name, cluster);
+    service
+        .port("tcp", Protocol::Tcp, PORT, POD_PORT)
+        .port("udp", Protocol::Udp, PORT, POD_PORT)
+}
+
+/// Starts servers in pods and gives them to the agents as a Service, ClusterIP by number.
+fn serve(lab: &Lab, name: &str, number: u8, pods: &[&str]) -> Result<Service> {
+    for pod in pods {
+        lab.serve(pod, POD_PORT)?;
+    }
+    let pods: Vec<_> = pods.iter().map(|pod| lab.pod(pod)).collect();
+    let service = service(name, address::cluster(number)).pods(&pods);
+    lab.apply(&service)?;
+    Ok(service)
+}
