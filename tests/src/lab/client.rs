@@ -168,11 +168,6 @@ impl UdpClient {
         Ok(self.socket.local_addr()?.port())
     }
 
-    /// Sets how long to wait for an answer.
-    pub fn set_deadline(&self, deadline: Duration) -> io::Result<()> {
-        self.socket.set_read_timeout(Some(deadline))
-    }
-
     /// Asks a server who it is; the answer must come from the address that was asked.
     pub fn ask(&mut self, to: SocketAddr) -> Result<Answer, RequestError> {
         self.questions += 1;

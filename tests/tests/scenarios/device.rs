@@ -1,13 +1,13 @@
 //! Pods' devices come and go.
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, UdpSocket},
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
 use proxy_tests::{
-    lab::{Builder, Family, Lab, PATIENCE, Protocol, UdpClient, wait_until},
+    lab::{Builder, Family, Lab, PATIENCE, Protocol, wait_until},
     require_root,
 };
 
@@ -22,13 +22,19 @@ fn cluster() -> Builder {
         .node("node-b", &["far"])
 }
 
-/// Asks until an answer comes, with a new client port each time: an unserved datagram must not decide for the next one.
+/// Asks every millisecond or so until an answer comes, from a new port each time: a datagram that was not served must not
+/// decide for the next one. (A receive timeout would be rounded up to the kernel's slower tick.)
 fn first_answer(lab: &Lab, pod: &str, to: SocketAddr) -> Result<Instant> {
+    let mut sockets = Vec::new();
     lab.namespace(pod).run(|| {
         wait_until(&format!("{pod} is answered from {to}"), PATIENCE, || {
-            let mut socket = UdpClient::bind(0, to).ok()?;
-            socket.set_deadline(Duration::from_millis(5)).ok()?;
-            socket.ask(to).ok().map(|_| Instant::now())
+            let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).ok()?;
+            socket.set_nonblocking(true).ok()?;
+            // Until the pod's routes are there it cannot even be sent.
+            let _ = socket.send_to(b"hello", to);
+            sockets.push(socket);
+            let answered = |socket: &UdpSocket| socket.recv_from(&mut [0; 256]).is_ok_and(|(_, from)| from == to);
+            sockets.iter().any(answered).then(Instant::now)
         })
     })
 }
