@@ -10,6 +10,8 @@ pub mod flow;
 mod masquerade;
 mod reserve;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod translate;
 mod upkeep;
 mod verdict;

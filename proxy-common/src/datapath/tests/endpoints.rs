@@ -1,0 +1,97 @@
+//! Choosing an endpoint, and frontends that have none.
+
+use proptest::prelude::*;
+
+use super::{
+    both_families,
+    segment::{Segment, TestFamily},
+    world::{BACKEND, CLIENT, STRANGER, VIP, World},
+};
+use crate::{
+    datapath::{Reason, Verdict, scale},
+    layout::{ServiceValue, service_flags},
+    packet::{TCP, UDP},
+};
+
+const HERE: (u128, u16) = (CLIENT, 40_000);
+
+both_families! {
+    /// behaviour.md 2.11: each endpoint gets its share, to within one of evenly spread random numbers.
+    fn choice_is_uniform<F>() {
+        for count in [2, 3, 7] {
+            let endpoints: Vec<_> = (0..count).map(|number| (100 + u128::from(number), 8080)).collect();
+            let mut world = World::<F>::new();
+            world.serve(VIP, &endpoints);
+            let flows = 70 * count;
+            let mut hits = vec![0; endpoints.len()];
+            for number in 0..flows {
+                world.random.borrow_mut().push_back(u32::MAX / flows * number);
+                let source = (CLIENT, 1024 + u16::try_from(number).expect("few flows"));
+                let sent = world.enter(&Segment::first(TCP, source, VIP));
+                hits[endpoints.iter().position(|endpoint| *endpoint == sent.destination).expect("an endpoint")] += 1;
+            }
+            assert!(hits.iter().all(|hits| (69..=71).contains(hits)), "{hits:?}");
+        }
+    }
+
+    fn frontends_without_endpoints_refuse<F>() {
+        for protocol in [TCP, UDP] {
+            let mut world = World::<F>::new();
+            // behaviour.md 4.1
+            world.set_service(VIP, ServiceValue::default());
+            assert_eq!(world.enter(&Segment::first(protocol, HERE, VIP)).reason, Reason::NoEndpoints);
+            // behaviour.md 4.2
+            world.set_service(VIP, ServiceValue { flags: service_flags::HAS_ENDPOINTS, ..ServiceValue::default() });
+            assert_eq!(world.enter(&Segment::first(protocol, HERE, VIP)).reason, Reason::NoLocalEndpoints);
+            // An endpoint set that isn't there.
+            world.set_service(VIP, ServiceValue { cluster_set: 1, cluster_count: 1, ..ServiceValue::default() });
+            assert_eq!(world.enter(&Segment::first(protocol, HERE, VIP)).reason, Reason::EndpointMissing);
+            assert_eq!(world.entries(), 0);
+        }
+    }
+
+    /// behaviour.md 4.4: a flow outlives its endpoints.
+    fn known_flow_needs_no_endpoint<F>() {
+        let mut world = World::<F>::with_service();
+        world.enter(&Segment::first(TCP, HERE, VIP));
+        world.set_service(VIP, ServiceValue::default());
+        world.now.set(101);
+        assert_eq!(world.enter(&Segment::later(TCP, HERE, VIP)).destination, BACKEND);
+    }
+
+    /// behaviour.md 3.4: address, port and protocol together.
+    fn other_traffic_passes<F>() {
+        let world = World::<F>::with_service();
+        for protocol in [TCP, UDP] {
+            let enter = |destination| world.enter(&Segment::first(protocol, HERE, destination)).reason;
+            assert_eq!(enter((VIP.0, 81)), Reason::NoFrontend);
+            assert_eq!(enter(STRANGER), Reason::Unrelated);
+            assert_eq!(enter(BACKEND), Reason::Unrelated);
+            let leave = |source| world.leave(&Segment::first(protocol, source, HERE)).reason;
+            assert_eq!(leave(BACKEND), Reason::Unrelated);
+            assert_eq!(leave(STRANGER), Reason::Unrelated);
+        }
+        assert_eq!(world.entries(), 0);
+    }
+}
+
+#[test]
+fn verdicts_go_with_reasons() {
+    for (reason, verdict) in [
+        (Reason::Unrelated, Verdict::Continue),
+        (Reason::NewFlow, Verdict::Rewrite),
+        (Reason::NoEndpoints, Verdict::Reject),
+        (Reason::NoLocalEndpoints, Verdict::Drop),
+    ] {
+        assert_eq!(reason.verdict(), verdict);
+    }
+}
+
+proptest! {
+    #[test]
+    fn scale_stays_in_range_and_in_order(one: u32, other: u32, count in 1..=u32::MAX) {
+        prop_assert!(scale(one, count) < count);
+        prop_assert_eq!(scale(one.min(other), count) > scale(one.max(other), count), false);
+        prop_assert_eq!(scale(u32::MAX, count), count - 1);
+    }
+}

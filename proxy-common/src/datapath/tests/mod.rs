@@ -1,0 +1,34 @@
+//! The datapath on tables in memory, with clock and chance in the test's hands.
+
+mod checksums;
+mod collisions;
+mod endpoints;
+mod flows;
+mod hairpin;
+mod halves;
+mod headers;
+mod segment;
+mod world;
+
+/// Runs each test for IPv4 and for IPv6.
+macro_rules! both_families {
+    ($($(#[doc = $doc:literal])* fn $name:ident<$family:ident>() $body:block)*) => {$(
+        mod $name {
+            use super::*;
+
+            $(#[doc = $doc])*
+            fn run<$family: TestFamily>() $body
+
+            #[test]
+            fn ipv4() {
+                run::<$crate::packet::V4>();
+            }
+
+            #[test]
+            fn ipv6() {
+                run::<$crate::packet::V6>();
+            }
+        }
+    )*};
+}
+use both_families;

@@ -1,0 +1,298 @@
+//! Tables in memory, a clock that stands still until it is set, and chance as scripted.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    rc::Rc,
+};
+
+use super::segment::{Endpoint, Segment, TestFamily, assert_checksums, endpoints};
+use crate::{
+    datapath::{Environment, FlowHandle, InsertError, InsertMode, Reason, Tables, Verdict, egress, ingress},
+    layout::{
+        AddressBytes, Backend, Counter, EGRESS, FlowKey, FlowValue, INGRESS, ServiceCounter, ServiceKey, ServiceValue,
+        SlotKey, Timeouts,
+    },
+    packet::{BufferPacket, TCP, UDP},
+};
+
+/// A client.
+pub(super) const CLIENT: u128 = 1;
+/// A frontend, and another that tests may add.
+pub(super) const VIP: Endpoint = (2, 80);
+/// See [`VIP`].
+pub(super) const OTHER_VIP: Endpoint = (3, 80);
+/// An endpoint, and another that tests may add.
+pub(super) const BACKEND: Endpoint = (4, 8080);
+/// See [`BACKEND`].
+pub(super) const OTHER_BACKEND: Endpoint = (5, 8080);
+/// The masquerade address of the edge, if it has one.
+pub(super) const NODE: u128 = 6;
+/// An address of no Service.
+pub(super) const STRANGER: Endpoint = (7, 443);
+
+/// Timeouts that tell states apart.
+pub(super) const TIMEOUTS: Timeouts = Timeouts {
+    tcp_opening: 10,
+    tcp_established: 1000,
+    tcp_closing: 20,
+    udp_opening: 30,
+    udp_established: 40,
+};
+
+/// Flows by key.
+type Flows<A> = Rc<RefCell<HashMap<FlowKey<A>, FlowValue<A>>>>;
+
+/// All that the datapath needs, for one edge.
+pub(super) struct World<F: TestFamily> {
+    services: HashMap<ServiceKey<F::Address>, ServiceValue>,
+    slots: HashMap<SlotKey, Backend<F::Address>>,
+    frontends: HashSet<F::Address>,
+    backends: HashSet<F::Address>,
+    pub(super) flows: Flows<F::Address>,
+    /// Room in the flow table
+    pub(super) capacity: Cell<usize>,
+    pub(super) masquerade: Option<u128>,
+    pub(super) now: Cell<u32>,
+    /// Random numbers to come; 0 when there are no more
+    pub(super) random: RefCell<VecDeque<u32>>,
+    pub(super) reasons: RefCell<BTreeMap<Reason, Counter>>,
+    pub(super) counts: RefCell<BTreeMap<u32, ServiceCounter>>,
+}
+
+/// What came of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sent {
+    pub(super) reason: Reason,
+    pub(super) source: Endpoint,
+    pub(super) destination: Endpoint,
+}
+
+/// A flow of [`World`]: reads are as live as in the kernel.
+pub(super) struct Handle<A> {
+    flows: Flows<A>,
+    key: FlowKey<A>,
+}
+
+impl<F: TestFamily> World<F> {
+    /// A world without Services.
+    pub(super) fn new() -> Self {
+        Self {
+            services: HashMap::new(),
+            slots: HashMap::new(),
+            frontends: HashSet::new(),
+            backends: HashSet::new(),
+            flows: Flows::default(),
+            capacity: Cell::new(usize::MAX),
+            masquerade: None,
+            now: Cell::new(100),
+            random: RefCell::default(),
+            reasons: RefCell::default(),
+            counts: RefCell::default(),
+        }
+    }
+
+    /// A world where [`VIP`] has the endpoint [`BACKEND`].
+    pub(super) fn with_service() -> Self {
+        let mut world = Self::new();
+        world.serve(VIP, &[BACKEND]);
+        world
+    }
+
+    /// Adds a frontend for TCP and UDP; the number of its address is its service id and set.
+    pub(super) fn serve(&mut self, frontend: Endpoint, endpoints: &[Endpoint]) {
+        self.serve_as(u32::try_from(frontend.0).expect("a small number"), frontend, endpoints);
+    }
+
+    /// [`World::serve`] with this service id and set.
+    pub(super) fn serve_as(&mut self, id: u32, frontend: Endpoint, endpoints: &[Endpoint]) {
+        let service = ServiceValue {
+            service: id,
+            cluster_set: id,
+            cluster_count: u32::try_from(endpoints.len()).expect("a short list"),
+            ..ServiceValue::default()
+        };
+        self.set_service(frontend, service);
+        for (index, (address, port)) in (0..).zip(endpoints) {
+            let address = F::address(*address);
+            self.backends.insert(address);
+            let backend = Backend {
+                address,
+                port: *port,
+                reserved: 0,
+            };
+            self.slots.insert(SlotKey { set: id, index }, backend);
+        }
+    }
+
+    /// Writes an entry for a frontend, for TCP and UDP.
+    pub(super) fn set_service(&mut self, (address, port): Endpoint, service: ServiceValue) {
+        let address = F::address(address);
+        self.frontends.insert(address);
+        for protocol in [TCP, UDP] {
+            self.services.insert(ServiceKey::new(address, port, protocol), service);
+        }
+    }
+
+    /// Gives the edge a masquerade address: one of the node's own, so that packets to it are looked up.
+    pub(super) fn masquerade_with(&mut self, address: u128) {
+        self.masquerade = Some(address);
+        self.frontends.insert(F::address(address));
+    }
+
+    /// Sends bytes through the hook of a direction.
+    pub(super) fn run(&self, direction: u8, packet: &mut BufferPacket<'_>) -> (Verdict, Reason) {
+        let outcome = if direction == INGRESS {
+            ingress::<F, _, _, _>(packet, self, self)
+        } else {
+            egress::<F, _, _, _>(packet, self, self)
+        };
+        (outcome.verdict, outcome.reason)
+    }
+
+    /// Sends a packet through the hook of a direction; its checksums must be right afterwards, and it must be untouched
+    /// unless it is to be rewritten.
+    pub(super) fn send(&self, direction: u8, segment: &Segment) -> Sent {
+        let before = segment.bytes::<F>();
+        let mut bytes = before.clone();
+        let (verdict, reason) = self.run(direction, &mut BufferPacket::new(&mut bytes));
+        assert_eq!(verdict, reason.verdict());
+        if verdict != Verdict::Rewrite {
+            assert_eq!(bytes, before, "{reason}: untouched");
+        }
+        assert_checksums::<F>(&mut bytes);
+        let (source, destination) = endpoints::<F>(&mut bytes);
+        Sent {
+            reason,
+            source,
+            destination,
+        }
+    }
+
+    /// Sends a packet into the node.
+    pub(super) fn enter(&self, segment: &Segment) -> Sent {
+        self.send(INGRESS, segment)
+    }
+
+    /// Sends a packet out of the node.
+    pub(super) fn leave(&self, segment: &Segment) -> Sent {
+        self.send(EGRESS, segment)
+    }
+
+    /// Key of a flow.
+    pub(super) fn key(direction: u8, protocol: u8, source: Endpoint, destination: Endpoint) -> FlowKey<F::Address> {
+        let endpoint = |(address, port): Endpoint| (F::address(address), port);
+        FlowKey::new(direction, protocol, endpoint(source), endpoint(destination))
+    }
+
+    /// The entry of a flow.
+    pub(super) fn entry(&self, key: &FlowKey<F::Address>) -> Option<FlowValue<F::Address>> {
+        self.flows.borrow().get(key).copied()
+    }
+
+    /// Number of entries in the flow table.
+    pub(super) fn entries(&self) -> usize {
+        self.flows.borrow().len()
+    }
+}
+
+impl<A: AddressBytes> FlowHandle<A> for Handle<A> {
+    fn value(&self) -> FlowValue<A> {
+        self.flows.borrow()[&self.key]
+    }
+
+    fn touch(&self, last_seen: u32, history: u8) {
+        if let Some(value) = self.flows.borrow_mut().get_mut(&self.key) {
+            (value.last_seen, value.history) = (last_seen, history);
+        }
+    }
+
+    fn set_flags(&self, flags: u8) {
+        if let Some(value) = self.flows.borrow_mut().get_mut(&self.key) {
+            value.flags = flags;
+        }
+    }
+}
+
+impl<F: TestFamily> Tables<F::Address> for World<F> {
+    type Flow = Handle<F::Address>;
+
+    fn may_be_frontend(&self, address: &F::Address) -> bool {
+        self.frontends.contains(address)
+    }
+
+    fn may_be_backend(&self, address: &F::Address) -> bool {
+        self.backends.contains(address)
+    }
+
+    fn service(&self, key: &ServiceKey<F::Address>) -> Option<ServiceValue> {
+        self.services.get(key).copied()
+    }
+
+    fn slot(&self, key: &SlotKey) -> Option<Backend<F::Address>> {
+        self.slots.get(key).copied()
+    }
+
+    fn flow(&self, key: &FlowKey<F::Address>) -> Option<Self::Flow> {
+        self.flows.borrow().contains_key(key).then(|| Handle {
+            flows: Rc::clone(&self.flows),
+            key: *key,
+        })
+    }
+
+    fn insert_flow(
+        &self,
+        key: &FlowKey<F::Address>,
+        value: &FlowValue<F::Address>,
+        mode: InsertMode,
+    ) -> Result<(), InsertError> {
+        let mut flows = self.flows.borrow_mut();
+        match (flows.contains_key(key), mode) {
+            (true, InsertMode::New) => return Err(InsertError::Exists),
+            (false, _) if flows.len() >= self.capacity.get() => return Err(InsertError::Full),
+            _ => flows.insert(*key, *value),
+        };
+        Ok(())
+    }
+
+    fn remove_flow(&self, key: &FlowKey<F::Address>) {
+        self.flows.borrow_mut().remove(key);
+    }
+
+    fn masquerade_address(&self, _device: u32) -> Option<F::Address> {
+        self.masquerade.map(F::address)
+    }
+
+    fn count(&self, reason: Reason, bytes: u32) {
+        let mut reasons = self.reasons.borrow_mut();
+        let counter = reasons.entry(reason).or_default();
+        counter.packets += 1;
+        counter.bytes += u64::from(bytes);
+    }
+
+    fn count_service(&self, service: u32, connections: u32, bytes: u32) {
+        let mut counts = self.counts.borrow_mut();
+        let counter = counts.entry(service).or_default();
+        counter.connections += u64::from(connections);
+        counter.packets += 1;
+        counter.bytes += u64::from(bytes);
+    }
+}
+
+impl<F: TestFamily> Environment for World<F> {
+    fn now(&self) -> u32 {
+        self.now.get()
+    }
+
+    fn random(&self) -> u32 {
+        self.random.borrow_mut().pop_front().unwrap_or(0)
+    }
+
+    fn device(&self) -> u32 {
+        1
+    }
+
+    fn timeouts(&self) -> Timeouts {
+        TIMEOUTS
+    }
+}
