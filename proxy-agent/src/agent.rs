@@ -17,7 +17,7 @@ use crate::{
         edge::{EdgePolicy, edges},
         network::NetworkWatch,
     },
-    model::{Model, Problem},
+    model::{Changes, Model, Problem},
     plan::{Planner, Update},
     source::Event,
 };
@@ -105,6 +105,9 @@ impl Agent {
         let Some(changes) = self.model.take_changes() else {
             return;
         };
+        if changes == Changes::Known {
+            tracing::warn!("not all Services could be read: what is programmed already stays until they can");
+        }
         match self.planner.update(&self.model, &changes) {
             Update::Everything(plan) => {
                 tracing::info!(services = plan.len(), "programming all Services");

@@ -31,6 +31,10 @@ pub struct Model {
     pending: Pending,
     object_problems: HashMap<(&'static str, ObjectName), Vec<Problem>>,
     source_problems: BTreeMap<String, Vec<Problem>>,
+    /// Origins that may hold objects which were never told
+    unread: BTreeSet<String>,
+    /// All that there was to list has been told
+    complete: bool,
 }
 
 /// A Service and its slices by name.
@@ -53,6 +57,8 @@ enum Pending {
 pub enum Changes {
     /// All of them, and all others are gone
     Everything,
+    /// All that are known. There may be others, which could not be read since this process began: they stay as they are
+    Known,
     /// Only these; some may be gone
     Services(BTreeSet<ObjectName>),
 }
@@ -87,6 +93,8 @@ impl Model {
             pending: Pending::Everything,
             object_problems: HashMap::new(),
             source_problems: BTreeMap::new(),
+            unread: BTreeSet::new(),
+            complete: false,
         }
     }
 
@@ -113,11 +121,21 @@ impl Model {
                 };
                 self.change(change, "Node", |_| vec![own], Self::apply_node);
             }
-            Event::Problems { origin, problems } if problems.is_empty() => {
-                self.source_problems.remove(&origin);
-            }
-            Event::Problems { origin, problems } => {
-                self.source_problems.insert(origin, problems);
+            Event::Problems {
+                origin,
+                problems,
+                has_unread,
+            } => {
+                if has_unread {
+                    self.unread.insert(origin.clone());
+                } else {
+                    self.unread.remove(&origin);
+                }
+                if problems.is_empty() {
+                    self.source_problems.remove(&origin);
+                } else {
+                    self.source_problems.insert(origin, problems);
+                }
             }
         }
     }
@@ -134,8 +152,13 @@ impl Model {
         if !self.is_synced() {
             return None;
         }
+        if !self.complete && self.unread.is_empty() {
+            self.complete = true;
+            self.pending = Pending::Everything;
+        }
         match mem::replace(&mut self.pending, Pending::Touched(HashMap::new())) {
-            Pending::Everything => Some(Changes::Everything),
+            Pending::Everything if self.complete => Some(Changes::Everything),
+            Pending::Everything => Some(Changes::Known),
             Pending::Touched(before) => {
                 let nothing = Entry::default();
                 let differs = |(name, before): (ObjectName, Entry)| {

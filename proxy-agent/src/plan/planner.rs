@@ -25,6 +25,7 @@ impl Planner {
     pub fn update(&mut self, model: &Model, changes: &Changes) -> Update {
         match changes {
             Changes::Everything => Update::Everything(self.plan_everything(model)),
+            Changes::Known => Update::Services(self.plan_everything(model)),
             Changes::Services(changed) => {
                 let mut concerned = changed.clone();
                 for name in changed {

@@ -29,6 +29,9 @@ pub enum Event {
         origin: String,
         /// All that is wrong with it
         problems: Vec<crate::model::Problem>,
+        /// Whether it may hold objects that were never told, because they could not be read: a listing that leaves them
+        /// out doesn't mean that they are gone
+        has_unread: bool,
     },
 }
 

@@ -81,7 +81,7 @@ fn files_of_all_names_and_forms_are_read() {
         (".hidden.yaml", manifest("hidden", "10.96.0.7")),
         ("notes.txt", manifest("text", "10.96.0.8")),
     ]);
-    fs::create_dir(directory.path().join("sub.yaml")).expect("a directory");
+    fs::create_dir(directory.path().join("sub")).expect("a directory");
     let expected = [
         "10.96.0.1",
         "10.96.0.2",
@@ -114,12 +114,14 @@ fn what_is_wrong_is_named_by_file_document_and_field() {
     fs::write(directory.path().join("latin.yaml"), b"caf\xe9").expect("a file");
     symlink("missing", directory.path().join("link.yaml")).expect("a link");
     symlink("/dev/null", directory.path().join("pipe.yaml")).expect("a link");
+    fs::create_dir(directory.path().join("sub.yaml")).expect("a directory");
     let (addresses, problems) = read(directory.path());
     assert_eq!(addresses, ["10.96.0.1", "10.96.0.2"]);
     let expected = [
         "latin.yaml: can't be read: stream did not contain valid UTF-8",
         "link.yaml: can't be read: No such file or directory (os error 2)",
         "pipe.yaml: can't be read: it is no regular file",
+        "sub.yaml: can't be read: it is a directory: move its files up, or rename it",
         "web.yaml document 2 (Service typed): spec.ports[0].port: invalid type: string \"eighty\", expected i32",
         "web.yaml document 3 (Service ns/unknown): stauts: unknown field; did you mean status?",
         "web.yaml document 4: is no object: it has no fields",
@@ -309,6 +311,38 @@ async fn bad_input_takes_nothing_away() {
     watched.replace("a.yaml", &manifest("a", "10.96.0.5"));
     watched.until_served("repaired", &["10.96.0.5", "10.96.0.4"]).await;
     watched.until_problem("", &["10.96.0.5", "10.96.0.4"]).await;
+    watched.stop().await;
+}
+
+/// behaviour.md 9.1: never program from a partial list after a restart.
+#[tokio::test]
+async fn what_can_not_be_read_at_the_start_is_not_taken_for_gone() {
+    let directory = directory(&[
+        ("a.yaml", manifest("a", "10.96.0.1")),
+        ("b.yaml", manifest("b", "10.96.0.2")),
+        ("c.yaml", manifest("c", "10.96.0.3")),
+    ]);
+    let mut before = World::unlisted();
+    before.apply(manifests::read(directory.path()).expect("a readable directory"));
+    // While no agent runs, one file is damaged and another one goes.
+    fs::write(directory.path().join("a.yaml"), "kind: [").expect("a file");
+    fs::remove_file(directory.path().join("c.yaml")).expect("removed");
+    let mut watched = Watched::start(directory.path());
+    watched.world.frontends = before.frontends;
+    watched
+        .until_problem("a.yaml document 1: ", &["10.96.0.1", "10.96.0.2", "10.96.0.3"])
+        .await;
+    watched.write("d.yaml", &manifest("d", "10.96.0.4"));
+    watched
+        .until_served(
+            "changes meanwhile",
+            &["10.96.0.1", "10.96.0.2", "10.96.0.3", "10.96.0.4"],
+        )
+        .await;
+    watched.write("a.yaml", &manifest("a", "10.96.0.5"));
+    watched
+        .until_served("repaired", &["10.96.0.5", "10.96.0.2", "10.96.0.4"])
+        .await;
     watched.stop().await;
 }
 

@@ -115,7 +115,7 @@ impl Source {
 
     pub(super) fn problems(&mut self, of: &str) -> Vec<Problem> {
         self.next(&format!("problems of {of}"), |event| match event {
-            Event::Problems { origin, problems } if origin == of => Some(problems.clone()),
+            Event::Problems { origin, problems, .. } if origin == of => Some(problems.clone()),
             _ => None,
         })
     }

@@ -301,7 +301,7 @@ fn a_forbidden_kind_is_named_and_recovers() {
     for part in [
         "forbidden",
         "list and watch on services",
-        "manifests/rbac.yaml",
+        "manifests/base/rbac.yaml",
         "cannot list resource",
     ] {
         assert!(problem.reason.contains(part), "{part:?} is missing: {problem}");

@@ -31,7 +31,7 @@ impl Failure {
                     status.message
                 ),
                 403 => format!(
-                    "forbidden: give the ServiceAccount list and watch on {resource} (manifests/rbac.yaml); {server} \
+                    "forbidden: give the ServiceAccount list and watch on {resource} (manifests/base/rbac.yaml); {server} \
                      says: {}",
                     status.message
                 ),

@@ -3,8 +3,8 @@
 //! Each kind has a [`watch::Watch`] of its own, so one that is forbidden doesn't hold up the others. Invariant: what was
 //! told last stays true until the API server itself says otherwise; a lost connection changes nothing.
 //!
-//! What goes wrong is logged once, here. The target `kube_client` logs every failed attempt as an error on top of that:
-//! filter it out.
+//! What goes wrong is told, and logged by whoever listens. The target `kube_client` logs every failed attempt as an error
+//! on top of that: filter it out.
 
 use std::path::{Path, PathBuf};
 

@@ -1,9 +1,8 @@
-//! What is wrong with one watch now, told and logged once when it changes.
+//! What is wrong with one watch now, told once when it changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::sync::mpsc::{Sender, error::SendError};
-use tracing::{info, warn};
 
 use crate::{
     model::{ObjectName, Problem},
@@ -74,18 +73,14 @@ impl Report {
         if problems == self.told {
             return Ok(());
         }
-        for problem in problems.difference(&self.told) {
-            warn!("{problem}");
-        }
-        if problems.is_empty() {
-            info!("{}: works, and all objects can be read", self.origin);
-        }
         self.told.clone_from(&problems);
         let problems = problems.into_iter().collect();
         self.events
             .send(Event::Problems {
                 origin: self.origin.clone(),
                 problems,
+                // An object that can't be read counts as gone (see `Watch::apply`).
+                has_unread: false,
             })
             .await
     }

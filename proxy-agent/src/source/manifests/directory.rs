@@ -70,8 +70,7 @@ impl Directory {
         let mut paths: BTreeSet<Arc<Path>> = self.files.keys().cloned().collect();
         for entry in fs::read_dir(&self.path)? {
             let path = entry?.path();
-            // What a link points to is what counts: files of a mounted ConfigMap are links.
-            if is_manifest(&self.path, &path) && !path.is_dir() {
+            if is_manifest(&self.path, &path) {
                 paths.insert(path.into());
             }
         }
@@ -130,7 +129,7 @@ impl Directory {
             Err(error) if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => {
                 let gone = self.files.remove(path).unwrap_or_default();
                 if gone.has_problems {
-                    difference.problems.push(problems_of(path, Vec::new()));
+                    difference.problems.push(problems_of(path, Vec::new(), false));
                 }
                 for key in &gone.owned {
                     self.owners.remove(key);
@@ -184,7 +183,9 @@ impl Directory {
         file.shadowed = shadowed;
         if file.has_problems || !problems.is_empty() {
             file.has_problems = !problems.is_empty();
-            difference.problems.push(problems_of(path, problems));
+            difference
+                .problems
+                .push(problems_of(path, problems, contents.has_unread));
         }
         for key in &released {
             self.owners.remove(key);
@@ -194,7 +195,8 @@ impl Directory {
 }
 
 impl Difference {
-    /// Lists everything; the Node comes first, so that the Services are planned only once.
+    /// Lists everything; the Node comes first, so that the Services are planned only once. What could not be read is
+    /// said before, so that the listing isn't taken for complete.
     fn into_listing(self) -> Vec<Event> {
         let (mut nodes, mut services, mut slices) = (Vec::new(), Vec::new(), Vec::new());
         for object in self.applied {
@@ -212,16 +214,16 @@ impl Difference {
     }
 
     /// Endpoints come before the Service that they belong to, and go after it, so that it is never served without.
+    /// Problems come last: a file is called readable only when its objects have been told.
     fn into_changes(mut self) -> Vec<Event> {
-        let mut events = self.problems;
         self.applied.sort_by_key(|object| Reverse(object.kind()));
-        events.extend(self.applied.into_iter().map(|object| match object {
+        let applied = self.applied.into_iter().map(|object| match object {
             Object::Node(object) => Event::Node(Change::Apply(object)),
             Object::Service(object) => Event::Service(Change::Apply(object)),
             Object::EndpointSlice(object) => Event::EndpointSlice(Change::Apply(object)),
-        }));
-        events.extend(self.released.into_iter().map(|key| deletion(key.kind, key.name)));
-        events
+        });
+        let released = self.released.into_iter().map(|key| deletion(key.kind, key.name));
+        applied.chain(released).chain(self.problems).collect()
     }
 }
 
@@ -233,10 +235,14 @@ fn deletion(kind: ObjectKind, name: ObjectName) -> Event {
     }
 }
 
-/// Reads a file; what is no file, such as a pipe, could hold up the reader for good.
+/// Reads a file, or what a link points to (files of a mounted ConfigMap are links). What is no file, such as a pipe,
+/// could hold up the reader for good.
 fn read_text(path: &Path) -> io::Result<String> {
-    if fs::metadata(path)?.is_file() {
+    let kind = fs::metadata(path)?;
+    if kind.is_file() {
         fs::read_to_string(path)
+    } else if kind.is_dir() {
+        Err(io::Error::other("it is a directory: move its files up, or rename it"))
     } else {
         Err(io::Error::other("it is no regular file"))
     }
@@ -261,9 +267,10 @@ pub(super) fn problem(path: &Path, reason: String) -> Problem {
 }
 
 /// What is wrong with a file or directory now.
-pub(super) fn problems_of(path: &Path, problems: Vec<Problem>) -> Event {
+pub(super) fn problems_of(path: &Path, problems: Vec<Problem>, has_unread: bool) -> Event {
     Event::Problems {
         origin: path.display().to_string(),
         problems,
+        has_unread,
     }
 }

@@ -79,7 +79,8 @@ pub async fn watch(directory: PathBuf, events: mpsc::Sender<Event>) {
         let patience = if problem.is_some() { RETRY } else { RELOOK };
         if problem.is_some() || had_problem {
             had_problem = problem.is_some();
-            told.insert(0, problems_of(&path, problem.into_iter().collect()));
+            // A directory that can't be read is not listed at all: nothing is left out.
+            told.insert(0, problems_of(&path, problem.into_iter().collect(), false));
         }
         for event in told {
             if events.send(event).await.is_err() {
@@ -149,6 +150,7 @@ fn look_after(directory: &Path, event: notify::Result<notify::Event>) -> Option<
     }
     let is_complete = match event.kind {
         EventKind::Access(AccessKind::Close(AccessMode::Write))
+        | EventKind::Create(CreateKind::Folder)
         | EventKind::Remove(_)
         | EventKind::Modify(ModifyKind::Name(_) | ModifyKind::Metadata(_)) => true,
         // A file that is being written is read when its writer closes it; a link is there at once.
