@@ -89,7 +89,7 @@ fn the_agent_may_only_read_its_input() -> Result<()> {
     let verbs = |verbs: &[&str]| verbs.iter().map(ToString::to_string).collect::<Vec<_>>();
     let expected = [
         ("endpointslices", verbs(&["list", "watch"])),
-        ("nodes", verbs(&["get", "list", "watch"])),
+        ("nodes", verbs(&["list", "watch"])),
         ("services", verbs(&["list", "watch"])),
     ];
     assert_eq!(
