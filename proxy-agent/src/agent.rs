@@ -67,7 +67,7 @@ impl Agent {
         let mut end = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        self.look_at_devices(&network).await;
+        self.look_at_devices(&mut network).await;
         loop {
             tokio::select! {
                 () = any(&mut end) => {
@@ -76,7 +76,7 @@ impl Agent {
                 }
                 changed = network.changed() => {
                     changed?;
-                    self.look_at_devices(&network).await;
+                    self.look_at_devices(&mut network).await;
                 }
                 event = events.recv() => {
                     self.model.apply(event.context("the source of Services has ended")?);
@@ -86,13 +86,13 @@ impl Agent {
                     }
                     self.write();
                     if self.edges.node_addresses != (self.node_addresses)(&self.model) {
-                        self.look_at_devices(&network).await;
+                        self.look_at_devices(&mut network).await;
                     }
                 }
                 _ = tick.tick() => {
                     self.dataplane.tick(dataplane::now());
                     if self.device_problem.is_some() {
-                        self.look_at_devices(&network).await;
+                        self.look_at_devices(&mut network).await;
                     }
                 }
             }
@@ -125,7 +125,7 @@ impl Agent {
     }
 
     /// Serves the devices of now. If the kernel doesn't tell them, what is served stays, and the next tick looks again.
-    async fn look_at_devices(&mut self, network: &NetworkWatch) {
+    async fn look_at_devices(&mut self, network: &mut NetworkWatch) {
         self.edges.node_addresses = (self.node_addresses)(&self.model);
         self.device_problem = match network.network().await {
             Ok(network) => {

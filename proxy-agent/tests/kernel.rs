@@ -147,7 +147,7 @@ fn files(directory: &std::path::Path) -> Vec<PathBuf> {
 /// The edges of now, as the agent sees them.
 fn look() -> BTreeMap<u32, Edge> {
     runtime().block_on(async {
-        let watch = NetworkWatch::open().expect("netlink");
+        let mut watch = NetworkWatch::open().expect("netlink");
         edges(&watch.network().await.expect("the network"), &EdgePolicy::default())
     })
 }

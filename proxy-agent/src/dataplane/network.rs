@@ -55,9 +55,32 @@ impl NetworkWatch {
 
     /// The devices, addresses and default routes of now.
     ///
+    /// What changes while the kernel lists them may hide others from the list (`NLM_F_DUMP_INTR`), and a device that is
+    /// missed would lose its programs: so it looks again until nothing changed meanwhile, a few times at most.
+    ///
     /// # Errors
     /// If the kernel doesn't tell.
-    pub async fn network(&self) -> Result<Network> {
+    pub async fn network(&mut self) -> Result<Network> {
+        const LOOKS: usize = 5;
+        for _ in 1..LOOKS {
+            let network = self.look().await?;
+            if !self.has_changed() {
+                return Ok(network);
+            }
+        }
+        self.look().await
+    }
+
+    /// Whether events have come that may matter; takes them.
+    fn has_changed(&mut self) -> bool {
+        let mut changed = false;
+        while let Ok((event, _)) = self.events.try_recv() {
+            changed |= matters(&event.payload);
+        }
+        changed
+    }
+
+    async fn look(&self) -> Result<Network> {
         let links = self.handle.link().get().execute().try_collect::<Vec<_>>();
         let links = links.await.context("cannot list the devices")?;
         let addresses = self.handle.address().get().execute().try_collect::<Vec<_>>();
@@ -97,7 +120,7 @@ impl NetworkWatch {
             }
         }
         // What else happened up to now is seen by the same look.
-        while self.events.try_recv().is_ok() {}
+        self.has_changed();
         Ok(())
     }
 }
