@@ -30,7 +30,7 @@ pub(super) fn first_packet<F: Family, T: Tables<F::Address>, E: Environment>(
     value.flags = if masqueraded { flow_flags::MASQUERADED } else { 0 };
     reserve_twin(tables, environment, key, value)?;
     let written = tables.insert_flow(key, value, InsertMode::Any).is_ok()
-        && (!masqueraded || masquerade::request(tables, key, value).is_ok());
+        && (!masqueraded || masquerade::request(tables, key, value, InsertMode::Any).is_ok());
     if !written {
         tables.remove_flow(key);
         tables.remove_flow(&flow::twin_key(key, value));

@@ -9,12 +9,14 @@ use crate::{
     packet::Family,
 };
 
-/// Asks for the masquerade of the flow that `key` and `value` (at ingress) open. One that is there already is kept.
+/// Asks for the masquerade of the flow of `key` and `value` (at ingress). With [`InsertMode::New`] one that is there
+/// already is kept; with [`InsertMode::Any`] it is chosen anew, for it is an earlier flow's and may be over.
 #[inline(never)]
 pub(super) fn request<A: AddressBytes, T: Tables<A>>(
     tables: &T,
     key: &FlowKey<A>,
     value: &FlowValue<A>,
+    mode: InsertMode,
 ) -> Result<(), InsertError> {
     let middle = FlowKey::new(
         EGRESS,
@@ -32,7 +34,7 @@ pub(super) fn request<A: AddressBytes, T: Tables<A>>(
         history: 0,
         flags: flow_flags::MASQUERADE | flow_flags::UNRESOLVED,
     };
-    match tables.insert_flow(&middle, &unresolved, InsertMode::New) {
+    match tables.insert_flow(&middle, &unresolved, mode) {
         Ok(()) | Err(InsertError::Exists) => Ok(()),
         Err(InsertError::Full) => Err(InsertError::Full),
     }

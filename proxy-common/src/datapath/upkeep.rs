@@ -35,7 +35,7 @@ pub(super) fn keep<F: Family, T: Tables<F::Address>, E: Environment>(
         tables.remove_flow(key);
         return Ok(false);
     }
-    if value.flags & flow_flags::MASQUERADED != 0 && masquerade::request(tables, key, value).is_err() {
+    if value.flags & flow_flags::MASQUERADED != 0 && masquerade::request(tables, key, value, InsertMode::New).is_err() {
         return Err(Reason::FlowTableFull);
     }
     let mut seen = value.history | history::SEEN;

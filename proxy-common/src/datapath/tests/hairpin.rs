@@ -8,7 +8,7 @@ use super::{
 use crate::{
     datapath::Reason,
     layout::{EGRESS, INGRESS, flow_flags},
-    packet::{TCP, UDP},
+    packet::{TCP, UDP, tcp_flags},
 };
 
 /// The endpoint as a client.
@@ -86,6 +86,14 @@ both_families! {
         world.now.set(101);
         assert_round(&world, &Segment::later(TCP, HERE, VIP), Reason::Established, MASQUERADED);
         assert_eq!(world.entries(), 4);
+    }
+
+    fn reopened_connection_is_masqueraded_again<F>() {
+        let world = world::<F>();
+        assert_round(&world, &Segment::first(TCP, HERE, VIP), Reason::NewFlow, MASQUERADED);
+        let reset = Segment::later(TCP, HERE, VIP).flags(tcp_flags::RST);
+        assert_round(&world, &reset, Reason::Established, MASQUERADED);
+        assert_round(&world, &Segment::first(TCP, HERE, VIP), Reason::NewFlow, MASQUERADED);
     }
 
     fn edge_without_an_address_drops<F>() {
