@@ -20,7 +20,11 @@ pub(super) fn first_packet<F: Family, T: Tables<F::Address>, E: Environment>(
     key: &FlowKey<F::Address>,
     value: &mut FlowValue<F::Address>,
 ) -> Result<(), Reason> {
-    choose(tables, environment, key, value)?;
+    // An entry that is replaced while it is read may look half old, half new: then its endpoint is missing, once.
+    match choose(tables, environment, key, value) {
+        Err(Reason::EndpointMissing) => choose(tables, environment, key, value)?,
+        chosen => chosen?,
+    }
     // behaviour.md 5.2: a client that gets itself must be answered by way of the node.
     let masqueraded = value.address == key.source;
     value.other_port = key.source_port;
