@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use comfy_table::{Table, presets::NOTHING};
+use comfy_table::{Attribute, Cell, Color, Table, presets::NOTHING};
 use serde::Serialize;
 
 use super::Output;
@@ -62,9 +62,10 @@ impl Output {
     }
 }
 
-/// A table with this header.
+/// A table with this header, which stands out on a terminal.
 pub(super) fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
+    let header = header.map(|name| Cell::new(name).add_attribute(Attribute::Bold).fg(Color::Cyan));
     table.load_style(NOTHING).set_header(header);
     table
 }
