@@ -28,8 +28,18 @@ use proxy_agent::{
     model::ObjectName,
     plan::{Family, Frontend, Kind, Protocol, ServicePort},
 };
-
 use proxy_common::layout::{FlowKey, FlowValue, INGRESS, TableSpec, tables};
+use proxy_tests::skip;
+
+/// A [`Sandbox`], or the end of a test that can't run here.
+macro_rules! sandbox {
+    () => {
+        match Sandbox::new() {
+            Ok(sandbox) => sandbox,
+            Err(obstacle) => skip!("{obstacle}"),
+        }
+    };
+}
 
 /// A place to pin and devices to attach to.
 struct Sandbox {
@@ -38,15 +48,14 @@ struct Sandbox {
 }
 
 impl Sandbox {
-    /// `None` where it can't be made; says why.
-    fn new() -> Option<Self> {
+    /// # Errors
+    /// Why it can't be made here.
+    fn new() -> Result<Self, String> {
         if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: needs root");
-            return None;
+            return Err("needs root".to_owned());
         }
         if !dataplane::has_programs() {
-            eprintln!("skipped: built without the eBPF programs; run `cargo xtask build`");
-            return None;
+            return Err("built without the eBPF programs; run `cargo xtask build`".to_owned());
         }
         let namespace = || OwnedFd::from(fs::File::open("/proc/thread-self/ns/net").expect("this thread's namespace"));
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
@@ -58,12 +67,10 @@ impl Sandbox {
             .prefix("dataplane-")
             .tempdir()
             .expect("a directory");
-        if let Err(error) = mount(Some("bpf"), bpffs.path(), Some("bpf"), MsFlags::empty(), none) {
-            eprintln!("skipped: no bpffs: {error}");
-            return None;
-        }
+        mount(Some("bpf"), bpffs.path(), Some("bpf"), MsFlags::empty(), none)
+            .map_err(|error| format!("no bpffs: {error}"))?;
         ip("link set lo up");
-        Some(Self { bpffs, pod })
+        Ok(Self { bpffs, pod })
     }
 
     fn pin(&self) -> PinDirectory {
@@ -211,7 +218,7 @@ fn plan() -> BTreeMap<ObjectName, Vec<Frontend>> {
 /// design.md 6: the agent's end leaves programs and tables as they are, and the next agent takes them over.
 #[test]
 fn a_restart_keeps_links_and_tables() {
-    let Some(sandbox) = Sandbox::new() else { return };
+    let sandbox = sandbox!();
     sandbox.add_pod("pod1");
     let mut first = sandbox.open().expect("a dataplane");
     first.set_edges(&look(), dataplane::now());
@@ -246,7 +253,7 @@ fn a_restart_keeps_links_and_tables() {
 
 #[test]
 fn one_pin_directory_has_one_agent() {
-    let Some(sandbox) = Sandbox::new() else { return };
+    let sandbox = sandbox!();
     let first = sandbox.open().expect("a dataplane");
     let message = format!("{:#}", sandbox.open().err().expect("refused"));
     assert!(
@@ -260,7 +267,7 @@ fn one_pin_directory_has_one_agent() {
 
 #[test]
 fn a_pinned_map_of_another_shape_is_refused() {
-    let Some(sandbox) = Sandbox::new() else { return };
+    let sandbox = sandbox!();
     drop(sandbox.open().expect("a dataplane"));
     let pin = sandbox.pin();
     fs::rename(pin.map("devices"), pin.map("services_v4")).expect("bpffs renames");
@@ -278,7 +285,7 @@ fn a_pinned_map_of_another_shape_is_refused() {
 
 #[test]
 fn tables_have_the_sizes_asked_for() {
-    let Some(sandbox) = Sandbox::new() else { return };
+    let sandbox = sandbox!();
     let mut options = sandbox.options();
     options.table_sizes.insert("slots_v4".to_owned(), 1);
     let mut dataplane = Dataplane::open(options, dataplane::now()).expect("a dataplane");
@@ -304,7 +311,7 @@ fn tables_have_the_sizes_asked_for() {
 /// A pod's veth comes, goes, and comes again under its old name.
 #[test]
 fn devices_are_served_as_they_come_and_go() {
-    let Some(sandbox) = Sandbox::new() else { return };
+    let sandbox = sandbox!();
     let mut dataplane = sandbox.open().expect("a dataplane");
     for _ in 0..2 {
         sandbox.add_pod("pod1");
@@ -332,7 +339,7 @@ fn devices_are_served_as_they_come_and_go() {
 /// A CNI may make the pair here and move the pod's end later.
 #[test]
 fn a_pair_becomes_a_pods_when_its_end_moves() {
-    let Some(sandbox) = Sandbox::new() else { return };
+    let sandbox = sandbox!();
     runtime().block_on(async {
         ip("link add pod1 type veth peer name peer1");
         let mut watch = NetworkWatch::open().expect("netlink");
@@ -349,7 +356,7 @@ fn a_pair_becomes_a_pods_when_its_end_moves() {
 /// The same index and name as before: what is pinned for it is dead (ENOLINK).
 #[test]
 fn a_device_recreated_under_its_old_index_is_attached_anew() {
-    let Some(sandbox) = Sandbox::new() else { return };
+    let sandbox = sandbox!();
     let mut dataplane = sandbox.open().expect("a dataplane");
     for _ in 0..2 {
         ip("link add pod1 index 77 type veth peer name peer1");
@@ -369,7 +376,7 @@ fn a_device_recreated_under_its_old_index_is_attached_anew() {
 /// The time from a veth's appearing to its programs, as the running agent would have it.
 #[test]
 fn a_new_device_is_noticed_at_once() {
-    let Some(sandbox) = Sandbox::new() else { return };
+    let sandbox = sandbox!();
     let mut dataplane = sandbox.open().expect("a dataplane");
     runtime().block_on(async {
         let mut watch = NetworkWatch::open().expect("netlink");
@@ -387,7 +394,7 @@ fn a_new_device_is_noticed_at_once() {
 
 #[test]
 fn old_flows_are_removed() {
-    let Some(sandbox) = Sandbox::new() else { return };
+    let sandbox = sandbox!();
     let mut options = sandbox.options();
     options.collect_interval = Duration::ZERO;
     let mut dataplane = Dataplane::open(options, dataplane::now()).expect("a dataplane");
@@ -416,7 +423,7 @@ fn old_flows_are_removed() {
 
 #[test]
 fn cleanup_leaves_nothing() {
-    let Some(sandbox) = Sandbox::new() else { return };
+    let sandbox = sandbox!();
     sandbox.add_pod("pod1");
     let mut dataplane = sandbox.open().expect("a dataplane");
     dataplane.set_edges(&look(), dataplane::now());
@@ -435,7 +442,7 @@ fn cleanup_leaves_nothing() {
 /// design.md 7: reading commands work on the pinned tables, without agent and API server.
 #[test]
 fn reading_commands_need_no_agent() {
-    let Some(sandbox) = Sandbox::new() else { return };
+    let sandbox = sandbox!();
     let run = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_proxy-agent"));
         command
@@ -496,7 +503,7 @@ fn reading_commands_need_no_agent() {
 /// Before Linux 6.6 there is no tcx.
 #[test]
 fn clsact_does_where_tcx_is_missing() {
-    let Some(sandbox) = Sandbox::new() else { return };
+    let sandbox = sandbox!();
     sandbox.add_pod("pod1");
     let filters = |parent: &str| {
         let output = Command::new("tc")

@@ -2,17 +2,22 @@
 
 use std::{
     collections::BTreeMap,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, Result, ensure};
+use clap::Parser as _;
 use k8s_openapi::api::{
     apps::v1::DaemonSet,
     core::v1::{ConfigMap, Container},
     rbac::v1::ClusterRole,
 };
-use proxy_tests::skip;
+use proxy_tests::{
+    lab::{Family, Lab, Protocol, Service, address, agent_binary},
+    require_root, skip,
+};
 use serde::de::{Deserialize as _, DeserializeOwned};
 use serde_yaml_ng::Value;
 
@@ -114,6 +119,68 @@ fn the_agent_keeps_three_capabilities() -> Result<()> {
     assert_eq!(context.read_only_root_filesystem, Some(true));
     assert!(!context.privileged.unwrap_or_default());
     Ok(())
+}
+
+#[test]
+fn the_agent_understands_its_arguments_and_its_configuration() -> Result<()> {
+    let Some(rendered) = Rendered::render("base")? else {
+        skip!("no kubectl")
+    };
+    let arguments = rendered.agent()?.args.unwrap_or_default();
+    proxy_agent::cli::Cli::try_parse_from(["proxy-agent".to_owned()].into_iter().chain(arguments))?;
+    let output = Command::new(agent_binary()?)
+        .args(["plan", "-o", "json", "--node-name", "node", "--manifests"])
+        .arg(manifests().join("examples"))
+        .arg("--config")
+        .arg(manifests().join("base/config.yaml"))
+        .output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+#[test]
+fn the_agent_serves_with_the_capabilities_it_is_given() -> Result<()> {
+    require_root!();
+    let Some(rendered) = Rendered::render("base")? else {
+        skip!("no kubectl")
+    };
+    let context = rendered.agent()?.security_context.context("no security context")?;
+    let granted = context
+        .capabilities
+        .and_then(|capabilities| capabilities.add)
+        .unwrap_or_default();
+    let bounds = granted
+        .iter()
+        .fold("-all".to_owned(), |bounds, name| bounds + ",+" + &name.to_lowercase());
+    Lab::builder().node("node", &["client", "web"]).run(|lab| {
+        lab.serve("web", 8080)?;
+        let service = Service::new("default", "web", address::cluster(80))
+            .port("http", Protocol::Tcp, 80, 8080)
+            .pods(&[lab.pod("web")]);
+        lab.apply(&service)?;
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--no-new-privs", "--inh-caps=-all", "--bounding-set", &bounds])
+            .arg(agent_binary()?)
+            .args(["run", "--node-name", "node", "--manifests"])
+            .arg(lab.manifests())
+            .arg("--pin-dir")
+            .arg(lab.pin_directory("node"))
+            .stderr(File::create(lab.agent_log("node"))?);
+        let mut agent = lab
+            .node("node")
+            .namespace()
+            .run(|| command.spawn())
+            .context("setpriv")?;
+        lab.adopt(&agent)?;
+        let served = lab.wait_for_service("node", &service);
+        let answered = lab.tcp_request("client", service.frontend(Family::V4, 80));
+        agent.kill()?;
+        agent.wait()?;
+        served.with_context(|| fs::read_to_string(lab.agent_log("node")).unwrap_or_default())?;
+        assert_eq!(answered?.backend, "web");
+        Ok(())
+    })
 }
 
 #[test]
