@@ -16,7 +16,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::{Lab, PATIENCE, Pod, Service, wait_until};
+use super::{Lab, Node, PATIENCE, Pod, Service, wait_until};
 
 /// How an agent is started, beyond what every agent in a lab is told.
 #[derive(Clone, Debug, Default)]
@@ -115,12 +115,18 @@ impl Lab {
 
     /// Starts the agents of all nodes.
     pub fn start_agents(&self) -> Result<Vec<Agent>> {
-        self.nodes().iter().map(|node| self.start_agent(node.name())).collect()
+        let spawn = |node: &Node| self.spawn_agent(node.name(), AgentOptions::default());
+        let agents = self.nodes().iter().map(spawn).collect::<Result<Vec<_>>>()?;
+        agents.into_iter().map(|agent| self.wait_until_ready(agent)).collect()
     }
 
     /// Starts an agent with options of its own.
     pub fn start_agent_with(&self, node: &str, options: AgentOptions) -> Result<Agent> {
-        let mut agent = self.spawn_agent(node, options)?;
+        self.wait_until_ready(self.spawn_agent(node, options)?)
+    }
+
+    fn wait_until_ready(&self, mut agent: Agent) -> Result<Agent> {
+        let node = agent.node().to_owned();
         let outcome = wait_until(&format!("the agent on {node} is ready"), PATIENCE, || {
             match agent.ended() {
                 Ok(None) => self.is_ready(&agent).unwrap_or(false).then_some(Ok(None)),
@@ -129,8 +135,8 @@ impl Lab {
         });
         match outcome.and_then(|ended| ended) {
             Ok(None) => Ok(agent),
-            Ok(Some(status)) => bail!("the agent on {node} ended with {status}: {}", self.log_tail(node)),
-            Err(error) => Err(error.context(self.log_tail(node))),
+            Ok(Some(status)) => bail!("the agent on {node} ended with {status}: {}", self.log_tail(&node)),
+            Err(error) => Err(error.context(self.log_tail(&node))),
         }
     }
 

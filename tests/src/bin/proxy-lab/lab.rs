@@ -127,9 +127,9 @@ pub(crate) fn describe(lab: &lab::Lab, name: &str) -> Result<String> {
     let pins = lab.pin_directory(node.name());
     Ok(format!(
         "Look inside:
-  {client} bash          # a shell in the pod `client`
-  {client} curl -s telnet://10.96.0.80:80       # type a line: the backend says who it is
-  {on_node} bash         # a shell on {node}
+  {client} bash    # a shell in the pod `client`
+  {client} bash -c 'exec 3<>/dev/tcp/10.96.0.80/80; echo >&3; head -1 <&3'    # which backend answers?
+  {on_node} bash    # a shell on {node}
   {agent} services --pin-dir {pins}
   {agent} flows --pin-dir {pins}
   {agent} status --pin-dir {pins}

@@ -4,6 +4,8 @@ mod demo;
 mod lab;
 mod table;
 
+use std::process::ExitCode;
+
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 use proxy_tests::{bench, lab::obstacle};
@@ -27,8 +29,17 @@ enum Command {
     Bench(bench::Options),
 }
 
-fn main() -> Result<()> {
-    let cli = Cli::parse();
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
     if let Some(obstacle) = obstacle() {
         bail!("{obstacle}");
     }
