@@ -264,7 +264,8 @@ impl Lab {
                 .all(|held| held))
     }
 
-    fn listing(&self, node: &str, command: &str, arguments: &[&str]) -> Result<Value> {
+    /// What a reading command of the agent's binary prints with `-o json`.
+    pub fn listing(&self, node: &str, command: &str, arguments: &[&str]) -> Result<Value> {
         let arguments = [arguments, &["-o", "json"]].concat();
         let text = self.ask_agent(node, command, &arguments)?;
         serde_json::from_str(&text).with_context(|| format!("{command} -o json printed {text}"))

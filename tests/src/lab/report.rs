@@ -2,7 +2,9 @@
 
 use std::{fmt::Write as _, fs, net::SocketAddr};
 
-use super::{Family, Lab, Protocol};
+use anyhow::Result;
+
+use super::{Family, Lab, Protocol, address};
 
 /// A request that failed, for `proxy-agent trace`.
 #[derive(Clone, Debug)]
@@ -38,22 +40,23 @@ impl Lab {
                 fs::read_to_string(self.agent_log(node.name())).map_err(Into::into),
             );
         }
-        if let Some(request) = &*self.last_failure.lock().expect("nobody panics here") {
-            self.trace(&mut report, request);
+        if let Some(Request { from, protocol, to }) = &*self.last_failure.lock().expect("nobody panics here") {
+            let title = format!("proxy-agent trace: {protocol} from {from} to {to}");
+            section(&mut report, &title, self.trace(from, *protocol, *to));
         }
         report
     }
 
-    fn trace(&self, report: &mut String, request: &Request) {
-        let family = if request.to.is_ipv4() { Family::V4 } else { Family::V6 };
-        let protocol = request.protocol.to_string().to_lowercase();
-        let (node, role, addresses) = match self.pods().iter().find(|pod| pod.name() == request.from) {
+    /// What `proxy-agent trace` says of a request from a pod, a node or `outside`, as JSON.
+    pub fn trace(&self, from: &str, protocol: Protocol, to: SocketAddr) -> Result<String> {
+        let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
+        let protocol = protocol.to_string().to_lowercase();
+        let (node, role, addresses) = match self.pods().iter().find(|pod| pod.name() == from) {
             Some(pod) => (pod.node(), "pod", pod.addresses()),
-            None if request.from == "outside" => (self.nodes()[0].name(), "uplink", super::address::OUTSIDE),
-            None => (request.from.as_str(), "host", self.node(&request.from).addresses()),
+            None if from == "outside" => (self.nodes()[0].name(), "uplink", address::OUTSIDE),
+            None => (from, "host", self.node(from).addresses()),
         };
-        let source = addresses.of(family).to_string();
-        let to = request.to.to_string();
+        let (source, to) = (addresses.of(family).to_string(), to.to_string());
         let arguments = [
             "--from",
             role,
@@ -63,15 +66,12 @@ impl Lab {
             &source,
             "--destination",
             &to,
-            "-o",
-            "json",
         ];
-        let title = format!("on {node}: proxy-agent trace {}", arguments.join(" "));
-        section(report, &title, self.ask_agent(node, "trace", &arguments));
+        self.ask_agent(node, "trace", &[&arguments[..], &["-o", "json"]].concat())
     }
 }
 
-fn section(report: &mut String, title: &str, body: anyhow::Result<String>) {
+fn section(report: &mut String, title: &str, body: Result<String>) {
     let body = body.unwrap_or_else(|error| format!("(not available: {error:#})"));
     let _ = writeln!(report, "----- {title}\n{}", body.trim_end());
 }

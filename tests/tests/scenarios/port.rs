@@ -53,6 +53,29 @@ fn a_tcp_port_is_used_directly_after_the_service() -> Result<()> {
     })
 }
 
+/// The same after an orderly end, which leaves the client's side waiting (RFC 9293, TIME-WAIT).
+#[test]
+fn a_tcp_port_is_used_directly_after_an_orderly_end() -> Result<()> {
+    require_root!();
+    cluster().run(|lab| {
+        let service = serve(lab, "far", 2, &["far"])?;
+        let _agents = lab.start_agents()?;
+        for family in Family::ALL {
+            let direct = lab.pod("far").addresses().with_port(family, POD_PORT);
+            lab.namespace("client").run(|| -> Result<()> {
+                for to in [service.frontend(family, PORT), direct] {
+                    let mut connection = Connection::open_from(CLIENT_PORT, to)?;
+                    let answer = connection.ask()?;
+                    ensure!(answer.peer.port() == CLIENT_PORT, "{to}: {answer:?}");
+                    connection.pull(10_000)?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    })
+}
+
 /// UDP has no connections: the latest use of the port wins.
 #[test]
 fn a_udp_port_is_used_directly_between_uses_of_the_service() -> Result<()> {

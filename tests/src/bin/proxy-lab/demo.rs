@@ -67,8 +67,6 @@ impl Demo {
         let mut findings = Findings::default();
         show_requests(&lab, &mut findings)?;
         show_changes(&lab, &mut agents, &mut findings)?;
-        let lost = lab.namespace("client").retransmissions()?;
-        findings.check(lost == 0, || format!("{lost} TCP segments had to be sent again"));
 
         if self.keep {
             println!("{}\n", describe(&lab, "demo")?);
