@@ -36,10 +36,10 @@ mod namespace;
 mod obstacle;
 mod owner;
 mod report;
-mod server;
+pub mod server;
 mod standing;
 mod statistics;
-mod strict;
+pub mod strict;
 
 use std::{
     collections::BTreeMap,

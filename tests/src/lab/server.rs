@@ -3,8 +3,8 @@
 //! | client sends | server answers |
 //! |---|---|
 //! | TCP: a line | `NAME PEER` |
-//! | TCP: `pull COUNT` | COUNT bytes of [`pattern`] |
-//! | TCP: `push COUNT` and COUNT bytes of [`pattern`] | `NAME PEER` if every byte was right, else `wrong` |
+//! | TCP: `pull COUNT` | COUNT bytes of the pattern (byte `i` is `i` modulo 251) |
+//! | TCP: `push COUNT` and COUNT bytes of the pattern (byte `i` is `i` modulo 251) | `NAME PEER` if every byte was right, else `wrong` |
 //! | UDP: a datagram | `NAME PEER` in a line, then the datagram |
 
 use std::{
