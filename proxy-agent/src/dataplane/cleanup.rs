@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{
     clsact,
     pin::{PinDirectory, entries},
+    tcx,
 };
 
 /// What was removed.
@@ -38,7 +39,10 @@ pub fn cleanup(pin: &PinDirectory) -> Result<Removed> {
             clsact::remove(&filtered)?;
             removed.filtered_devices += 1;
         }
-        removed.links += remove_files(&version.join("links"))?;
+        for link in entries(&version.join("links"))? {
+            tcx::detach(&link)?;
+            removed.links += 1;
+        }
         removed.tables += remove_files(&version.join("maps"))?;
         fs::remove_dir_all(&version).with_context(|| format!("cannot remove {}", version.display()))?;
     }

@@ -23,6 +23,7 @@ unsafe impl<T: Plain> aya::Pod for Raw<T> {}
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// `union bpf_attr` for `BPF_OBJ_GET`.
 #[repr(C)]
@@ -40,6 +41,13 @@ struct GetInfo {
     bpf_fd: u32,
     info_len: u32,
     info: u64,
+}
+
+/// `union bpf_attr` for `BPF_LINK_DETACH`.
+#[repr(C)]
+#[derive(Default)]
+struct LinkDetach {
+    link_fd: u32,
 }
 
 /// `union bpf_attr` for the batch commands; the first two are called `in_batch` and `out_batch` there.
@@ -115,6 +123,16 @@ pub(super) fn object_get(path: &Path) -> io::Result<OwnedFd> {
     let fd = unsafe { bpf(BPF_OBJ_GET, &mut attributes)? };
     // SAFETY: the kernel just made this descriptor for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Detaches a link's program at once. Removing the link's pin does so only some time later.
+pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = LinkDetach {
+        link_fd: link.as_raw_fd().cast_unsigned(),
+    };
+    // SAFETY: `LinkDetach` is the beginning of `union bpf_attr` for the command and holds no pointers.
+    unsafe { bpf(BPF_LINK_DETACH, &mut attributes)? };
+    Ok(())
 }
 
 /// What the kernel says of a map or link.

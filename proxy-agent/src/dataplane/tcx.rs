@@ -97,3 +97,17 @@ pub(super) fn attach(
     }
     Ok(())
 }
+
+/// Detaches the program of the link pinned at `path`, and removes the pin. When it returns, the program no longer runs.
+pub(super) fn detach(path: &Path) -> Result<()> {
+    if let Pinned::Attached(_) = inspect(path)? {
+        match raw::object_get(path).and_then(|link| raw::link_detach(link.as_fd())) {
+            // The device went since we looked.
+            Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => {
+                return Err(error).with_context(|| format!("cannot detach the link pinned at {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    pin::remove(path)
+}
