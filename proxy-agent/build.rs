@@ -4,13 +4,13 @@
 use std::{env, fs, io, path::PathBuf};
 
 fn main() -> io::Result<()> {
-    let built = env::var_os("PROXY_EBPF_OBJECT").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/ebpf/proxy-ebpf.o"),
-        PathBuf::from,
-    );
+    let variable = |name: &str| env::var_os(name).map(PathBuf::from);
+    // Asked at run time: a build directory may be copied to another checkout, and this program with it.
+    let this_crate = variable("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
+    let built = variable("PROXY_EBPF_OBJECT").unwrap_or_else(|| this_crate.join("../target/ebpf/proxy-ebpf.o"));
     println!("cargo::rerun-if-env-changed=PROXY_EBPF_OBJECT");
     println!("cargo::rerun-if-changed={}", built.display());
-    let embedded = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("proxy-ebpf.o");
+    let embedded = variable("OUT_DIR").expect("cargo sets OUT_DIR").join("proxy-ebpf.o");
     match fs::read(&built) {
         Ok(object) => fs::write(embedded, object),
         Err(error) if error.kind() == io::ErrorKind::NotFound => fs::write(embedded, []),
