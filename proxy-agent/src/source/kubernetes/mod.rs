@@ -6,7 +6,10 @@
 //! What goes wrong is told, and logged by whoever listens. The target `kube_client` logs every failed attempt as an error
 //! on top of that: filter it out.
 
-use std::path::{Path, PathBuf};
+use std::{
+    error::Error,
+    path::{Path, PathBuf},
+};
 
 use k8s_openapi::api::{
     core::v1::{Node, Service},
@@ -32,26 +35,28 @@ const VISIBLE: &str = "!service.kubernetes.io/service-proxy-name,!service.kubern
 const HAS_CLUSTER_IP: &str = "spec.clusterIP!=None";
 
 /// Why there is no way to the API server. Whether it answers is not asked: that may change at any time.
+///
+/// kube's errors repeat their causes in their text: the reasons are their first lines, and no sources.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The kubeconfig file is missing, unreadable or contradicts itself
-    #[error("kubeconfig {}: {source}", path.display())]
+    #[error("kubeconfig {}: {reason}", path.display())]
     Kubeconfig {
         /// The file
         path: PathBuf,
         /// What is wrong with it
-        source: Box<kube::config::KubeconfigError>,
+        reason: String,
     },
     /// No file was named, and neither the usual places nor a pod's service account give one
     #[error("no kubeconfig (name one with --kubeconfig or KUBECONFIG) and not inside a cluster: {0}")]
-    Infer(#[source] Box<kube::config::InferConfigError>),
+    Infer(String),
     /// The configuration is readable but unusable, such as a certificate that is none
-    #[error("no client from the configuration for {server}: {source}")]
+    #[error("no client from the configuration for {server}: {reason}")]
     Client {
         /// URL of the API server
         server: String,
         /// What is wrong
-        source: Box<kube::Error>,
+        reason: String,
     },
 }
 
@@ -71,13 +76,13 @@ impl Kubernetes {
     /// [`Event::Problems`] later.
     pub async fn new(kubeconfig: Option<&Path>, node_name: String) -> Result<Self, ConfigError> {
         let mut config = match kubeconfig {
-            Some(path) => from_file(path).await.map_err(|source| ConfigError::Kubeconfig {
+            Some(path) => from_file(path).await.map_err(|error| ConfigError::Kubeconfig {
                 path: path.to_owned(),
-                source: Box::new(source),
+                reason: first_line(&error),
             })?,
             None => Config::infer()
                 .await
-                .map_err(|source| ConfigError::Infer(Box::new(source)))?,
+                .map_err(|error| ConfigError::Infer(first_line(&error)))?,
         };
         // The client's own retries would hide an overloaded API server for minutes; the watches retry, and say so.
         config.default_retry = false;
@@ -88,9 +93,9 @@ impl Kubernetes {
                 server,
                 node_name,
             }),
-            Err(source) => Err(ConfigError::Client {
+            Err(error) => Err(ConfigError::Client {
                 server,
-                source: Box::new(source),
+                reason: first_line(&error),
             }),
         }
     }
@@ -120,6 +125,11 @@ impl Kubernetes {
             () = events.closed() => {}
         }
     }
+}
+
+/// The first line of an error; those that follow show the place in the file once more.
+fn first_line(error: &impl Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 async fn from_file(path: &Path) -> Result<Config, kube::config::KubeconfigError> {
