@@ -21,6 +21,8 @@ use super::{Lab, Node, PATIENCE, Pod, Service, wait_until};
 /// How an agent is started, beyond what every agent in a lab is told.
 #[derive(Clone, Debug, Default)]
 pub struct AgentOptions {
+    /// Takes Services from the API server that this kubeconfig leads to, instead of [`Lab::manifests`]
+    pub kubeconfig: Option<PathBuf>,
     /// More arguments for `proxy-agent run`
     pub arguments: Vec<String>,
     /// Where it pins, instead of [`Lab::pin_directory`]
@@ -148,8 +150,10 @@ impl Lab {
         let mut command = Command::new(agent_binary()?);
         command
             .args(["run", "--node-name", node])
-            .arg("--manifests")
-            .arg(self.manifests())
+            .args(match &options.kubeconfig {
+                Some(kubeconfig) => ["--kubeconfig".into(), kubeconfig.clone()],
+                None => ["--manifests".into(), self.manifests()],
+            })
             .arg("--pin-dir")
             .arg(
                 options

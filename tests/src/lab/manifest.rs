@@ -143,7 +143,8 @@ impl Service {
         endpoints
     }
 
-    pub(super) fn service(&self) -> core::Service {
+    /// It as an object of the API.
+    pub fn service(&self) -> core::Service {
         let port = |port: &Port| core::ServicePort {
             name: Some(port.name.clone()),
             protocol: Some(port.protocol.to_string()),
@@ -166,7 +167,8 @@ impl Service {
         }
     }
 
-    pub(super) fn slice(&self, family: Family) -> EndpointSlice {
+    /// Its EndpointSlice of a family, called `NAME-ipv4` or `NAME-ipv6`.
+    pub fn slice(&self, family: Family) -> EndpointSlice {
         let mut metadata = self.metadata(&format!("{}-{}", self.name, family.to_string().to_lowercase()));
         metadata.labels = Some([("kubernetes.io/service-name".to_owned(), self.name.clone())].into());
         let endpoint = |member: &Member| Endpoint {

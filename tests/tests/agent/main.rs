@@ -1,0 +1,13 @@
+//! The real agent, as a process on a node of the lab: what it takes in, from the test API server or from files, against
+//! the pinned tables and the answers to real requests.
+
+mod cluster;
+mod input;
+mod listing;
+mod log;
+mod permissions;
+mod restart;
+mod services;
+mod start;
+mod tables;
+mod trouble;
