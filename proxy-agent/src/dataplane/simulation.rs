@@ -137,6 +137,20 @@ impl<'a, F: Family> Simulation<'a, F> {
         })
     }
 
+    /// Whether the flow table has no room for another entry.
+    fn is_full(&self) -> bool {
+        let changes = self.changes.borrow();
+        let mut entries = 0;
+        let counted = self.family.flows.scan(&mut |key, _| {
+            entries += usize::from(!changes.contains_key(&key));
+        });
+        if let Err(error) = counted {
+            self.error.borrow_mut().get_or_insert(error);
+        }
+        entries += changes.values().flatten().count();
+        entries >= self.family.flows.max_entries() as usize
+    }
+
     fn may_be_in(&self, filter: &BoxedTable<u32, u64>, address: &F::Address) -> bool {
         let (word, bit) = filter_bit(address);
         self.get(filter, &word).is_some_and(|bits| bits & bit != 0)
@@ -209,8 +223,10 @@ impl<F: Family> datapath::Tables<F::Address> for Simulation<'_, F> {
         value: &FlowValue<F::Address>,
         mode: InsertMode,
     ) -> Result<(), InsertError> {
-        if mode == InsertMode::New && self.flow(key).is_some() {
-            return Err(InsertError::Exists);
+        match (self.flow(key).is_some(), mode) {
+            (true, InsertMode::New) => return Err(InsertError::Exists),
+            (false, _) if self.is_full() => return Err(InsertError::Full),
+            _ => {}
         }
         self.changes.borrow_mut().insert(*key, Some(*value));
         Ok(())
