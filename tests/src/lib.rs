@@ -2,6 +2,7 @@
 
 pub mod api_server;
 pub mod bench;
+pub mod fixtures;
 pub mod lab;
 pub mod skip;
 pub mod test_run;

@@ -7,9 +7,12 @@ use aya::{
     Ebpf, EbpfLoader,
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    unistd::geteuid,
+};
 use proxy_agent::dataplane::{kernel, pin::PinDirectory, simulation::Hook, table::Tables};
-use proxy_common::layout::tables;
+use proxy_common::layout::{Timeouts, tables};
 use tempfile::TempDir;
 
 /// Verdicts of the programs: `TCX_NEXT` and `TCX_DROP` (`include/uapi/linux/bpf.h`).
@@ -25,6 +28,14 @@ pub struct Kernel {
     ebpf: Ebpf,
     tables: Tables,
     _bpffs: Bpffs,
+}
+
+/// Why programs can't be run here: not as root, or not built. Anything else that fails is an error of the programs.
+pub fn obstacle() -> Option<String> {
+    if !geteuid().is_root() {
+        return Some("needs root".to_owned());
+    }
+    object().err().map(|error| format!("{error:#}"))
 }
 
 /// What a program did with a packet.
@@ -44,11 +55,29 @@ impl Kernel {
     /// # Errors
     /// If there is no object, or the kernel refuses it.
     pub fn load(flows: u32) -> Result<Self> {
+        Self::load_with(flows, Timeouts::DEFAULT)
+    }
+
+    /// [`Kernel::load`] with these flow timeouts.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_with(flows: u32, timeouts: Timeouts) -> Result<Self> {
+        // The fields of `Settings` in their order. Without `BPF_F_IPV6` the programs do as on kernels before 6.16.
+        let settings = [
+            timeouts.tcp_opening,
+            timeouts.tcp_established,
+            timeouts.tcp_closing,
+            timeouts.udp_opening,
+            timeouts.udp_established,
+            0,
+        ];
         let object = object()?;
         let bpffs = Bpffs::mount()?;
         let pin = PinDirectory::new(bpffs.0.path().join("test-run"));
         fs::create_dir_all(pin.maps()).context("cannot make a pin directory")?;
         let mut loader = EbpfLoader::new();
+        loader.override_global("SETTINGS", &settings, true);
         for spec in &tables::ALL {
             loader.map_pin_path(spec.name, pin.map(spec.name));
         }
@@ -80,12 +109,8 @@ impl Kernel {
     /// # Errors
     /// If the kernel refuses the frame.
     pub fn run(&mut self, hook: Hook, frame: &[u8], repeat: u32) -> Result<Ran> {
-        let name = match hook {
-            Hook::Ingress => "ingress",
-            Hook::Egress => "egress",
-        };
         let mut out = vec![0; frame.len()];
-        let result = program(&mut self.ebpf, name)?
+        let result = program(&mut self.ebpf, name(hook))?
             .test_run(TestRunOptions {
                 data_in: Some(frame),
                 data_out: Some(&mut out),
@@ -109,13 +134,25 @@ impl Kernel {
     /// # Errors
     /// If the kernel does not tell.
     pub fn verified_instructions(&mut self, hook: Hook) -> Result<u32> {
-        let name = match hook {
-            Hook::Ingress => "ingress",
-            Hook::Egress => "egress",
-        };
-        let info = program(&mut self.ebpf, name)?.info()?;
+        let info = program(&mut self.ebpf, name(hook))?.info()?;
         info.verified_instruction_count()
             .context("the kernel does not tell verified instructions")
+    }
+
+    /// Size of a hook's program as the verifier left it, in bytes.
+    ///
+    /// # Errors
+    /// If the kernel does not tell.
+    pub fn translated_size(&mut self, hook: Hook) -> Result<u32> {
+        let info = program(&mut self.ebpf, name(hook))?.info()?;
+        info.size_translated().context("the kernel does not tell the size")
+    }
+}
+
+const fn name(hook: Hook) -> &'static str {
+    match hook {
+        Hook::Ingress => "ingress",
+        Hook::Egress => "egress",
     }
 }
 
@@ -125,7 +162,10 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier
 }
 
 /// The eBPF object where `cargo xtask build` puts it, or where `PROXY_EBPF_OBJECT` says.
-fn object() -> Result<Vec<u8>> {
+///
+/// # Errors
+/// If it can't be read.
+pub fn object() -> Result<Vec<u8>> {
     let path = env::var_os("PROXY_EBPF_OBJECT").map_or_else(
         || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/ebpf/proxy-ebpf.o"),
         PathBuf::from,
