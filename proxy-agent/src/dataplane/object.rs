@@ -26,6 +26,14 @@ pub fn has_programs() -> bool {
     !OBJECT.is_empty()
 }
 
+/// The object, unless an empty one stands in its place (see build.rs).
+fn built(object: &[u8]) -> Result<&[u8]> {
+    if object.is_empty() {
+        bail!("this agent was built without its eBPF programs: build it with `cargo xtask build`");
+    }
+    Ok(object)
+}
+
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace` (include/uapi/linux/bpf.h), since Linux 6.16.
 const BPF_F_IPV6: u32 = 0x80;
 
@@ -57,9 +65,7 @@ impl Programs {
         timeouts: Timeouts,
         log: LogLevel,
     ) -> Result<Self> {
-        if !has_programs() {
-            bail!("this agent was built without its eBPF programs: build it with `cargo xtask build`");
-        }
+        let object = built(OBJECT)?;
         if let Some(unknown) = sizes
             .keys()
             .find(|name| tables::ALL.iter().all(|spec| spec.name != *name))
@@ -87,7 +93,7 @@ impl Programs {
         }
         let mut programs = Self {
             ebpf: loader
-                .load(OBJECT)
+                .load(object)
                 .map_err(|error| explain(error.into()).context("cannot make the BPF maps"))?,
         };
         for hook in Hook::ALL {
@@ -174,5 +180,16 @@ pub(super) fn os_error(error: &ProgramError) -> Option<i32> {
         ProgramError::SyscallError(SyscallError { io_error, .. }) => io_error.raw_os_error(),
         ProgramError::NetlinkError(error) | ProgramError::TcError(TcError::NetlinkError(error)) => error.raw_os_error(),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_without_programs_says_how_to_build_it() {
+        let error = built(&[]).expect_err("no programs");
+        assert!(error.to_string().contains("cargo xtask build"), "{error}");
     }
 }

@@ -101,6 +101,11 @@ impl Claims {
         owner.is_some_and(|owner| *owner.service == *service && owner.port_name == port_name)
     }
 
+    /// The Services that ask for something.
+    pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
+        self.vips.keys().map(Arc::as_ref)
+    }
+
     /// Forgets all claims.
     pub fn clear(&mut self) {
         *self = Self::default();

@@ -25,7 +25,15 @@ impl Planner {
     pub fn update(&mut self, model: &Model, changes: &Changes) -> Update {
         match changes {
             Changes::Everything => Update::Everything(self.plan_everything(model)),
-            Changes::Known => Update::Services(self.plan_everything(model)),
+            Changes::Known => {
+                let before: Vec<ObjectName> = self.claims.services().cloned().collect();
+                let mut plan = self.plan_everything(model);
+                // Gone as well, unlike those that were never known.
+                for name in before {
+                    plan.entry(name).or_default();
+                }
+                Update::Services(plan)
+            }
             Changes::Services(changed) => {
                 let mut concerned = changed.clone();
                 for name in changed {

@@ -28,6 +28,41 @@ fn rule_9_1_nothing_is_said_before_both_kinds_are_listed() {
     assert_eq!(world.model.take_changes(), None);
 }
 
+/// What was never told is not gone; what was told and is deleted is.
+#[test]
+fn rule_9_1_while_something_is_unread_only_what_is_known_changes() {
+    let unread = |has_unread| Event::Problems {
+        origin: "a.yaml".to_owned(),
+        problems: Vec::new(),
+        has_unread,
+    };
+    let mut earlier = World::with([web("unread", "10.96.0.1")]);
+    let mut world = World::unlisted();
+    world.frontends.append(&mut earlier.frontends);
+    world.apply([
+        unread(true),
+        Event::EndpointSlice(Change::Replace(Vec::new())),
+        Event::Service(Change::Replace(Vec::new())),
+    ]);
+    world.apply([web("known", "10.96.0.2")]);
+    assert_eq!(world.lines().len(), 2);
+    world.apply([
+        node(&json!({"topology.kubernetes.io/zone": "east"})),
+        Event::Service(Change::Delete(name("known"))),
+    ]);
+    assert_eq!(world.lines(), ["ns/unread: 10.96.0.1:80/TCP ->  | - !"]);
+    world.apply([unread(false)]);
+    assert_eq!(world.lines(), [""; 0]);
+    world.apply([unread(true), node(&json!({}))]);
+    assert_eq!(world.model.take_changes(), None);
+    world.model.apply(node(&json!({"topology.kubernetes.io/zone": "west"})));
+    assert_eq!(
+        world.model.take_changes(),
+        Some(Changes::Everything),
+        "all that there was is known by now"
+    );
+}
+
 #[test]
 fn rule_9_2_the_node_is_not_waited_for() {
     assert!(World::empty().model.is_synced());
