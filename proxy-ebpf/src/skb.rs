@@ -107,8 +107,8 @@ impl<const LINK: usize> Skb<LINK> {
     #[inline(always)]
     pub fn new(skb: *mut __sk_buff) -> Self {
         let packet = Self { skb };
-        // Ethernet + IPv4 + TCP must be in the linear part; nearly always they are.
-        if packet.view::<40>(0).is_none() {
+        // IPv4 and TCP must be in the linear part, of a packet long enough IPv6 and TCP; nearly always they are.
+        if packet.view::<40>(0).is_none() || packet.view::<60>(0).is_none() && packet.length() >= 60 {
             // SAFETY: a helper call on the program's own context. Failure leaves the packet as short as it was, which
             // every access checks.
             unsafe { bpf_skb_pull_data(skb, LINEAR.min((*skb).len)) };

@@ -1,6 +1,6 @@
 //! What a known flow needs now and then: its history, its time, its twin, its masquerade. Off the established path.
 
-use super::{Environment, FlowHandle as _, InsertMode, Reason, Tables, flow, masquerade};
+use super::{Environment, FlowHandle as _, InsertError, InsertMode, Reason, Tables, flow, masquerade};
 use crate::{
     layout::{AddressBytes, FlowKey, FlowValue, flow_flags, history},
     packet::{Family, opens_connection, tcp_flags},
@@ -68,7 +68,8 @@ fn keep_twin<A: AddressBytes, T: Tables<A>, E: Environment>(
     let expected = flow::twin_value(key, value);
     let Some(twin) = tables.flow(&twin_key) else {
         return !is_over(environment, key, value, None, packet_flags)
-            && tables.insert_flow(&twin_key, &expected, InsertMode::New).is_ok();
+            // A full table is no reason to give up the half that lives.
+            && tables.insert_flow(&twin_key, &expected, InsertMode::New) != Err(InsertError::Exists);
     };
     let twin = twin.value();
     if !flow::same_rewrite(&twin, &expected) {
