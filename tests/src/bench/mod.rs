@@ -61,10 +61,11 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     let machine = Machine::this()?;
     println!("{}", machine.describe());
-    let directory = options
-        .output
-        .clone()
-        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench"));
+    let directory = options.output.clone().unwrap_or_else(|| {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .with_file_name("target")
+            .join("bench")
+    });
     if options.part != Some(Part::Traffic) {
         programs::run(&options.flows, &machine, &directory)?;
     }
