@@ -27,6 +27,34 @@ const TICK: Duration = Duration::from_secs(1);
 /// How many events are taken in before the plan is written: bounds what one burst can hold up.
 const BATCH: usize = 1024;
 
+/// The wish that the agent end: SIGTERM or SIGINT.
+pub struct Ending([Signal; 2]);
+
+impl Ending {
+    /// Listens from now on, so that a wish that comes while the agent starts is not lost; needs a tokio runtime.
+    ///
+    /// # Errors
+    /// If the signals can't be listened for.
+    pub fn listen() -> Result<Self> {
+        Ok(Self([
+            signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
+            signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?,
+        ]))
+    }
+
+    async fn wished(&mut self) {
+        let [one, other] = &mut self.0;
+        let received = tokio::select! {
+            received = one.recv() => received,
+            received = other.recv() => received,
+        };
+        if received.is_none() {
+            // The runtime no longer listens for signals: it is about to end.
+            pending::<()>().await;
+        }
+    }
+}
+
 /// The addresses of the node: those of its Node object, or what the user says in their place.
 pub type NodeAddresses = Box<dyn Fn(&Model) -> Vec<IpAddr> + Send>;
 
@@ -58,19 +86,18 @@ impl Agent {
         }
     }
 
-    /// Serves until SIGTERM or SIGINT. What is programmed then goes on forwarding.
+    /// Serves until it is to end. What is programmed then goes on forwarding.
     ///
     /// # Errors
     /// If the source ends, or the kernel no longer tells of devices.
-    pub async fn run(mut self, mut events: Receiver<Event>) -> Result<()> {
+    pub async fn run(mut self, mut events: Receiver<Event>, mut ending: Ending) -> Result<()> {
         let mut network = NetworkWatch::open()?;
-        let mut end = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.look_at_devices(&mut network).await;
         loop {
             tokio::select! {
-                () = any(&mut end) => {
+                () = ending.wished() => {
                     tracing::info!("ending; what is programmed goes on forwarding");
                     return Ok(());
                 }
@@ -160,18 +187,5 @@ impl Agent {
             tracing::info!("no longer: {problem}");
         }
         self.told = problems;
-    }
-}
-
-/// Waits for any of the signals.
-async fn any(signals: &mut [Signal; 2]) {
-    let [one, other] = signals;
-    let received = tokio::select! {
-        received = one.recv() => received,
-        received = other.recv() => received,
-    };
-    if received.is_none() {
-        // The runtime no longer listens for signals: it is about to end.
-        pending::<()>().await;
     }
 }

@@ -13,7 +13,7 @@ use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberI
 
 use super::input::InputArgs;
 use crate::{
-    agent::Agent,
+    agent::{Agent, Ending},
     dataplane::{
         self, Dataplane, LogLevel, Method, Options,
         edge::EdgePolicy,
@@ -88,6 +88,7 @@ impl RunArgs {
     }
 
     async fn serve(self) -> Result<()> {
+        let ending = Ending::listen()?;
         let config = self.input.config()?;
         let node_name = self.input.node_name(&config)?;
         let (sender, receiver) = mpsc::channel(QUEUE);
@@ -108,7 +109,7 @@ impl RunArgs {
         let input = self.input;
         let node_addresses = Box::new(move |model: &Model| input.node_addresses(&config, model.node()));
         Agent::new(Model::new(node_name), dataplane, edges, node_addresses)
-            .run(receiver)
+            .run(receiver, ending)
             .await
     }
 

@@ -6,7 +6,7 @@ use proxy_tests::{
     require_root,
 };
 
-use crate::cluster::{cluster, load, web};
+use crate::cluster::{NODE, cluster, load, web};
 
 #[test]
 fn an_agent_that_ends_or_is_killed_costs_no_request() -> Result<()> {
@@ -38,6 +38,24 @@ fn an_agent_that_ends_or_is_killed_costs_no_request() -> Result<()> {
         let report = load.stop();
         report.expect_no_loss()?;
         ensure!(report.answered.len() == 2, "answers of {:?}", report.answered.keys());
+        Ok(())
+    })
+}
+
+/// Loading and verifying the programs takes a while; a wish to end that comes meanwhile is not lost, and no failure.
+#[test]
+fn an_agent_ends_in_peace_while_it_starts() -> Result<()> {
+    require_root!();
+    cluster(|cluster| {
+        cluster.start_agent()?.terminate()?;
+        for _ in 0..3 {
+            let agent = cluster.spawn_agent()?;
+            wait_until("the agent has the pin directory", PATIENCE, || {
+                let status = cluster.lab.listing(NODE, "status", &[]).ok()?;
+                (status["agent"]["process"] == agent.pid()).then_some(())
+            })?;
+            agent.terminate()?;
+        }
         Ok(())
     })
 }
