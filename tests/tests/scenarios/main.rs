@@ -7,7 +7,6 @@ mod command;
 mod device;
 mod endpoint;
 mod forwarding;
-mod input;
 mod port;
 
 use anyhow::Result;
