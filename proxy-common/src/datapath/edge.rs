@@ -57,20 +57,10 @@ fn enter<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     if !frontend {
         return direct(tables, &key, transport.tcp_flags);
     }
-    if let Some(handle) = tables.flow(&key) {
-        let value = handle.value();
-        if !upkeep::is_due(&value, transport.tcp_flags, environment.now()) {
-            return rewrite::<F, P, T>(
-                packet,
-                tables,
-                &transport,
-                Side::Destination,
-                &value,
-                Reason::Established,
-            );
-        }
+    match established::<F, P, T, E>(packet, tables, environment, &transport, &key, Side::Destination) {
+        Found::Rewritten(reason) => reason,
+        Found::Due | Found::Nothing => ingress_slow::<F, P, T, E>(packet, tables, environment, &transport, &key),
     }
-    ingress_slow::<F, P, T, E>(packet, tables, environment, &transport, &key)
 }
 
 /// A packet that leaves the node's stack: rewrites its source from backend to frontend, or from client to our masquerade
@@ -104,14 +94,48 @@ fn leave<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
         Err(skip) => return skip.into(),
     };
     let key = transport.key(EGRESS, addresses);
-    let Some(handle) = tables.flow(&key) else {
-        return Reason::Unrelated;
+    match established::<F, P, T, E>(packet, tables, environment, &transport, &key, Side::Source) {
+        Found::Rewritten(reason) => reason,
+        Found::Due => egress_slow::<F, P, T, E>(packet, tables, environment, &transport, &key),
+        Found::Nothing => Reason::Unrelated,
+    }
+}
+
+/// What the flow table says of a packet.
+enum Found {
+    /// A flow, and the packet has been rewritten
+    Rewritten(Reason),
+    /// A flow that needs upkeep first
+    Due,
+    /// No flow
+    Nothing,
+}
+
+/// The established path: one look-up, and the rewrite.
+#[inline(always)]
+fn established<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+    packet: &mut P,
+    tables: &T,
+    environment: &E,
+    transport: &Transport,
+    key: &FlowKey<F::Address>,
+    side: Side,
+) -> Found {
+    let Some(handle) = tables.flow(key) else {
+        return Found::Nothing;
     };
     let value = handle.value();
-    if !upkeep::is_due(&value, transport.tcp_flags, environment.now()) {
-        return rewrite::<F, P, T>(packet, tables, &transport, Side::Source, &value, Reason::Established);
+    if upkeep::is_due(&value, transport.tcp_flags, environment.now()) {
+        return Found::Due;
     }
-    egress_slow::<F, P, T, E>(packet, tables, environment, &transport, &key)
+    Found::Rewritten(rewrite::<F, P, T>(
+        packet,
+        tables,
+        transport,
+        side,
+        &value,
+        Reason::Established,
+    ))
 }
 
 /// Ingress of a packet whose flow is new, or due for upkeep.

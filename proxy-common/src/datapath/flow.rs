@@ -1,5 +1,6 @@
 //! The two halves of a flow, and its state.
 
+use super::Environment;
 use crate::layout::{AddressBytes, EGRESS, FlowKey, FlowValue, INGRESS, Timeouts, flow_flags, history};
 use crate::packet::{TCP, checksum};
 
@@ -100,4 +101,17 @@ pub fn is_expired<A: AddressBytes>(
     let last_seen = twin.map_or(half.last_seen, |twin| half.last_seen.max(twin.last_seen));
     // Another CPU may already have written a later tick.
     now.saturating_sub(last_seen) > State::of(protocol, half, twin).timeout(protocol, timeouts)
+}
+
+/// Whether a flow is over: too long without packets, or closed and its place is `wanted` by another.
+#[inline(always)]
+pub(super) fn is_over<A: AddressBytes, E: Environment>(
+    environment: &E,
+    protocol: u8,
+    half: &FlowValue<A>,
+    twin: Option<&FlowValue<A>>,
+    wanted: bool,
+) -> bool {
+    wanted && State::of(protocol, half, twin) == State::Closing
+        || is_expired(protocol, half, twin, environment.now(), &environment.timeouts())
 }

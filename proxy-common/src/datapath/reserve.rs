@@ -71,23 +71,11 @@ fn is_free<A: AddressBytes, T: Tables<A>, E: Environment>(
     }
     let owner = flow::twin_key(twin_key, &present);
     let Some(other) = tables.flow(&owner) else {
-        return is_over(environment, twin_key.protocol, &present, None);
+        return flow::is_over(environment, twin_key.protocol, &present, None, true);
     };
-    let over = is_over(environment, twin_key.protocol, &present, Some(&other.value()));
+    let over = flow::is_over(environment, twin_key.protocol, &present, Some(&other.value()), true);
     if over {
         tables.remove_flow(&owner);
     }
     over
-}
-
-/// Whether a flow is closed, or too long without packets.
-#[inline(always)]
-fn is_over<A: AddressBytes, E: Environment>(
-    environment: &E,
-    protocol: u8,
-    half: &FlowValue<A>,
-    twin: Option<&FlowValue<A>>,
-) -> bool {
-    flow::State::of(protocol, half, twin) == flow::State::Closing
-        || flow::is_expired(protocol, half, twin, environment.now(), &environment.timeouts())
 }

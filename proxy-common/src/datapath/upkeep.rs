@@ -66,8 +66,9 @@ fn keep_twin<A: AddressBytes, T: Tables<A>, E: Environment>(
 ) -> bool {
     let twin_key = flow::twin_key(key, value);
     let expected = flow::twin_value(key, value);
+    let reopened = opens_connection(packet_flags);
     let Some(twin) = tables.flow(&twin_key) else {
-        return !is_over(environment, key, value, None, packet_flags)
+        return !flow::is_over(environment, key.protocol, value, None, reopened)
             // A full table is no reason to give up the half that lives.
             && tables.insert_flow(&twin_key, &expected, InsertMode::New) != Err(InsertError::Exists);
     };
@@ -75,22 +76,9 @@ fn keep_twin<A: AddressBytes, T: Tables<A>, E: Environment>(
     if !flow::same_rewrite(&twin, &expected) {
         return false;
     }
-    let over = is_over(environment, key, value, Some(&twin), packet_flags);
+    let over = flow::is_over(environment, key.protocol, value, Some(&twin), reopened);
     if over {
         tables.remove_flow(&twin_key);
     }
     !over
-}
-
-/// Whether the flow has been too long without packets, or was closed and is opened anew.
-#[inline(always)]
-fn is_over<A: AddressBytes, E: Environment>(
-    environment: &E,
-    key: &FlowKey<A>,
-    value: &FlowValue<A>,
-    twin: Option<&FlowValue<A>>,
-    packet_flags: u8,
-) -> bool {
-    opens_connection(packet_flags) && flow::State::of(key.protocol, value, twin) == flow::State::Closing
-        || flow::is_expired(key.protocol, value, twin, environment.now(), &environment.timeouts())
 }
