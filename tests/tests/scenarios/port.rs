@@ -1,5 +1,7 @@
 //! One client port used for several things: where flows could be mistaken for each other.
 
+use std::net::SocketAddr;
+
 use anyhow::{Result, ensure};
 use proxy_tests::{
     lab::{Builder, Connection, Family, Lab, UdpClient},
@@ -17,11 +19,9 @@ fn cluster() -> Builder {
         .node("node-b", &["far"])
 }
 
-/// After a connection through the Service, one from the same port directly to the same pod: its replies must not be
-/// rewritten, or the client would get them from an address that it never asked.
-#[test]
-fn a_tcp_port_is_used_directly_after_the_service() -> Result<()> {
-    require_root!();
+/// Runs `requests` in the client's namespace for a backend on either node and for each family: with the backend's name, the
+/// Service that it alone serves, and its own address.
+fn by_service_and_directly(requests: impl Fn(&str, SocketAddr, SocketAddr) -> Result<()> + Sync) -> Result<()> {
     cluster().run(|lab| {
         let services = [
             ("near", serve(lab, "near", 1, &["near"])?),
@@ -30,24 +30,30 @@ fn a_tcp_port_is_used_directly_after_the_service() -> Result<()> {
         let _agents = lab.start_agents()?;
         for (pod, service) in services {
             for family in Family::ALL {
-                let (vip, direct) = (
-                    service.frontend(family, PORT),
-                    lab.pod(pod).addresses().with_port(family, POD_PORT),
-                );
-                lab.namespace("client").run(|| -> Result<()> {
-                    for to in [vip, direct, vip, direct] {
-                        let mut connection = Connection::open_from(CLIENT_PORT, to)?;
-                        let answer = connection.ask()?;
-                        ensure!(
-                            answer.backend == pod && answer.peer.port() == CLIENT_PORT,
-                            "{to}: {answer:?}"
-                        );
-                        connection.push(10_000)?;
-                        connection.reset()?;
-                    }
-                    Ok(())
-                })?;
+                let vip = service.frontend(family, PORT);
+                let direct = lab.pod(pod).addresses().with_port(family, POD_PORT);
+                lab.namespace("client").run(|| requests(pod, vip, direct))?;
             }
+        }
+        Ok(())
+    })
+}
+
+/// After a connection through the Service, one from the same port directly to the same pod: its replies must not be
+/// rewritten, or the client would get them from an address that it never asked.
+#[test]
+fn a_tcp_port_is_used_directly_after_the_service() -> Result<()> {
+    require_root!();
+    by_service_and_directly(|pod, vip, direct| {
+        for to in [vip, direct, vip, direct] {
+            let mut connection = Connection::open_from(CLIENT_PORT, to)?;
+            let answer = connection.ask()?;
+            ensure!(
+                answer.backend == pod && answer.peer.port() == CLIENT_PORT,
+                "{to}: {answer:?}"
+            );
+            connection.push(10_000)?;
+            connection.reset()?;
         }
         Ok(())
     })
@@ -80,27 +86,11 @@ fn a_tcp_port_is_used_directly_after_an_orderly_end() -> Result<()> {
 #[test]
 fn a_udp_port_is_used_directly_between_uses_of_the_service() -> Result<()> {
     require_root!();
-    cluster().run(|lab| {
-        let services = [
-            ("near", serve(lab, "near", 1, &["near"])?),
-            ("far", serve(lab, "far", 2, &["far"])?),
-        ];
-        let _agents = lab.start_agents()?;
-        for (pod, service) in services {
-            for family in Family::ALL {
-                let (vip, direct) = (
-                    service.frontend(family, PORT),
-                    lab.pod(pod).addresses().with_port(family, POD_PORT),
-                );
-                lab.namespace("client").run(|| -> Result<()> {
-                    let mut socket = UdpClient::bind(CLIENT_PORT, vip)?;
-                    for to in [vip, direct, direct, vip, vip, direct, vip] {
-                        let answer = socket.ask(to)?;
-                        ensure!(answer.backend == pod, "{to}: {answer:?}");
-                    }
-                    Ok(())
-                })?;
-            }
+    by_service_and_directly(|pod, vip, direct| {
+        let mut socket = UdpClient::bind(CLIENT_PORT, vip)?;
+        for to in [vip, direct, direct, vip, vip, direct, vip] {
+            let answer = socket.ask(to)?;
+            ensure!(answer.backend == pod, "{to}: {answer:?}");
         }
         Ok(())
     })
