@@ -86,6 +86,7 @@ fn environment(skb: *mut __sk_buff) -> Kernel {
     // SAFETY: a field of the program's own context.
     Kernel {
         device: unsafe { (*skb).ifindex },
+        context: skb.cast(),
     }
 }
 

@@ -3,12 +3,16 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
-use proxy_common::layout::{
-    Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, MAX_FLOWS, MAX_SERVICES, MAX_SLOTS, ServiceCounter,
-    ServiceKey, ServiceName, ServiceValue, SlotKey,
+use proxy_common::{
+    datapath::Scratch,
+    layout::{
+        AffinityKey, AffinityValue, Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, MAX_ADDRESSES,
+        MAX_AFFINITIES, MAX_FLOWS, MAX_SERVICES, MAX_SLOTS, MAX_SOURCES, Member, MemberKey, ServiceCounter, ServiceKey,
+        ServiceName, ServiceRanges, ServiceValue, SlotKey, Source,
+    },
 };
 
 /// Memory follows use: these are written by the agent only.
@@ -28,6 +32,36 @@ pub static SLOTS_V6: HashMap<SlotKey, Backend<[u8; 16]>, { MAX_SLOTS as usize },
 pub static FLOWS_V4: HashMap<FlowKey<[u8; 4]>, FlowValue<[u8; 4]>, { MAX_FLOWS as usize }> = HashMap::new();
 #[btf_map(name = "flows_v6")]
 pub static FLOWS_V6: HashMap<FlowKey<[u8; 16]>, FlowValue<[u8; 16]>, { MAX_FLOWS as usize }> = HashMap::new();
+
+/// Memory of a program while it runs; not pinned.
+#[btf_map(name = "scratch_v4")]
+pub static SCRATCH_V4: PerCpuArray<Scratch<[u8; 4]>, 1> = PerCpuArray::new();
+#[btf_map(name = "scratch_v6")]
+pub static SCRATCH_V6: PerCpuArray<Scratch<[u8; 16]>, 1> = PerCpuArray::new();
+
+#[btf_map(name = "affinity_v4")]
+pub static AFFINITY_V4: LruHashMap<AffinityKey<[u8; 4]>, AffinityValue<[u8; 4]>, { MAX_AFFINITIES as usize }> =
+    LruHashMap::new();
+#[btf_map(name = "affinity_v6")]
+pub static AFFINITY_V6: LruHashMap<AffinityKey<[u8; 16]>, AffinityValue<[u8; 16]>, { MAX_AFFINITIES as usize }> =
+    LruHashMap::new();
+#[btf_map(name = "members_v4")]
+pub static MEMBERS_V4: HashMap<MemberKey<[u8; 4]>, Member, { MAX_SLOTS as usize }, SPARSE> = HashMap::new();
+#[btf_map(name = "members_v6")]
+pub static MEMBERS_V6: HashMap<MemberKey<[u8; 16]>, Member, { MAX_SLOTS as usize }, SPARSE> = HashMap::new();
+
+/// A key is a [`proxy_common::layout::SourceKey`], in aya's words.
+#[btf_map(name = "sources_v4")]
+pub static SOURCES_V4: LpmTrie<Source<[u8; 4]>, u32, { MAX_SOURCES as usize }> = LpmTrie::new();
+#[btf_map(name = "sources_v6")]
+pub static SOURCES_V6: LpmTrie<Source<[u8; 16]>, u32, { MAX_SOURCES as usize }> = LpmTrie::new();
+
+#[btf_map(name = "addresses_v4")]
+pub static ADDRESSES_V4: HashMap<[u8; 4], u32, { MAX_ADDRESSES as usize }, SPARSE> = HashMap::new();
+#[btf_map(name = "addresses_v6")]
+pub static ADDRESSES_V6: HashMap<[u8; 16], u32, { MAX_ADDRESSES as usize }, SPARSE> = HashMap::new();
+#[btf_map(name = "service_ranges")]
+pub static SERVICE_RANGES: Array<ServiceRanges, 1> = Array::new();
 
 /// Written and read by the agent only; lives here so that it is pinned and typed like the others.
 #[btf_map(name = "service_names")]

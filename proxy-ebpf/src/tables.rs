@@ -1,9 +1,15 @@
 //! The maps of one address family as the datapath's tables.
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    btf_maps::lpm_trie::Key,
+};
 use proxy_common::{
-    datapath::{FlowHandle, InsertError, InsertMode, Reason, Tables},
-    layout::{Backend, FlowKey, FlowValue, ServiceKey, ServiceValue, SlotKey, filter_bit},
+    datapath::{FlowHandle, InsertError, InsertMode, Reason, Scratch, Tables},
+    layout::{
+        AffinityKey, AffinityValue, Backend, FlowKey, FlowValue, Member, MemberKey, Range, ServiceKey, ServiceValue,
+        SlotKey, Source, SourceKey, filter_bit,
+    },
     packet::{Family as _, V4, V6},
 };
 
@@ -43,7 +49,8 @@ pub struct Maps<F>(pub F);
 
 /// Implements the tables over the maps of one family.
 macro_rules! tables {
-    ($family:ty, $address:ty, $services:ident, $slots:ident, $flows:ident) => {
+    ($family:ty, $address:ty, $addresses:ident, $sources:ident, $services:ident, $slots:ident,
+     $affinity:ident, $members:ident, $flows:ident, $scratch:ident) => {
         impl Tables<$address> for Maps<$family> {
             type Flow = Flow<$address>;
 
@@ -61,16 +68,61 @@ macro_rules! tables {
                 maps::BACKEND_FILTER.get(word).is_some_and(|bits| bits & bit != 0)
             }
 
+            /// Not inlined, so that its branches do not multiply those after it.
+            #[inline(never)]
+            fn is_service_address(&self, address: &$address) -> bool {
+                let Some(ranges) = maps::SERVICE_RANGES.get_ptr(0) else {
+                    return false;
+                };
+                // SAFETY: the map's memory outlives the program; any bit pattern is a value.
+                Range::any_contains(<$family>::service_ranges(unsafe { &*ranges }), address)
+            }
+
             #[inline(always)]
-            fn service(&self, key: &ServiceKey<$address>) -> Option<ServiceValue> {
+            fn address_flags(&self, address: &$address) -> u32 {
                 // SAFETY: copied out at once, under RCU.
-                maps::$services.get_ptr(key).map(|value| unsafe { *value })
+                maps::$addresses
+                    .get_ptr(address)
+                    .map_or(0, |flags| unsafe { *flags })
+            }
+
+            #[inline(never)]
+            fn is_source(&self, service: u32, address: &$address) -> bool {
+                let key = SourceKey::exactly(service, *address);
+                // SAFETY: both have the same fields in the same places.
+                let key = unsafe { &*(&raw const key).cast::<Key<Source<$address>>>() };
+                maps::$sources.get(key).is_some()
+            }
+
+            #[inline(always)]
+            fn service(&self, key: &ServiceKey<$address>, value: &mut ServiceValue) -> bool {
+                let found = maps::$services.get_ptr(key);
+                // SAFETY: copied out at once, under RCU.
+                found.inspect(|found| *value = unsafe { **found }).is_some()
             }
 
             #[inline(always)]
             fn slot(&self, key: &SlotKey) -> Option<Backend<$address>> {
                 // SAFETY: copied out at once, under RCU.
                 maps::$slots.get_ptr(key).map(|value| unsafe { *value })
+            }
+
+            #[inline(always)]
+            fn affinity(&self, key: &AffinityKey<$address>) -> Option<AffinityValue<$address>> {
+                // SAFETY: copied out at once, under RCU.
+                maps::$affinity.get_ptr(key).map(|value| unsafe { *value })
+            }
+
+            #[inline(always)]
+            fn set_affinity(&self, key: &AffinityKey<$address>, value: &AffinityValue<$address>) {
+                // Fails only when the kernel has no memory at all; the client then gets any endpoint.
+                let _ = maps::$affinity.insert(key, value, BPF_ANY.into());
+            }
+
+            #[inline(always)]
+            fn member(&self, key: &MemberKey<$address>) -> Option<Member> {
+                // SAFETY: copied out at once, under RCU.
+                maps::$members.get_ptr(key).map(|value| unsafe { *value })
             }
 
             #[inline(always)]
@@ -105,10 +157,27 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn with_scratch(&self, with: impl FnOnce(&mut Scratch<$address>) -> Reason) -> Reason {
+                match maps::$scratch.get_ptr_mut(0) {
+                    // SAFETY: this CPU's own slot; programs at one hook do not preempt each other.
+                    Some(scratch) => with(unsafe { &mut *scratch }),
+                    None => Reason::RewriteFailed,
+                }
+            }
+
+            #[inline(always)]
             fn masquerade_address(&self, device: u32) -> Option<$address> {
                 // SAFETY: copied out at once, under RCU.
                 let device = maps::DEVICES.get_ptr(device).map(|value| unsafe { *value })?;
                 <$family>::masquerade_address(&device)
+            }
+
+            #[inline(always)]
+            fn device_flags(&self, device: u32) -> u32 {
+                // SAFETY: read at once, under RCU.
+                maps::DEVICES
+                    .get_ptr(device)
+                    .map_or(0, |value| unsafe { (*value).flags })
             }
 
             #[inline(always)]
@@ -137,5 +206,27 @@ macro_rules! tables {
     };
 }
 
-tables!(V4, [u8; 4], SERVICES_V4, SLOTS_V4, FLOWS_V4);
-tables!(V6, [u8; 16], SERVICES_V6, SLOTS_V6, FLOWS_V6);
+tables!(
+    V4,
+    [u8; 4],
+    ADDRESSES_V4,
+    SOURCES_V4,
+    SERVICES_V4,
+    SLOTS_V4,
+    AFFINITY_V4,
+    MEMBERS_V4,
+    FLOWS_V4,
+    SCRATCH_V4
+);
+tables!(
+    V6,
+    [u8; 16],
+    ADDRESSES_V6,
+    SOURCES_V6,
+    SERVICES_V6,
+    SLOTS_V6,
+    AFFINITY_V6,
+    MEMBERS_V6,
+    FLOWS_V6,
+    SCRATCH_V6
+);

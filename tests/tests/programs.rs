@@ -20,12 +20,12 @@ struct Budget {
 const BUDGETS: [Budget; 2] = [
     Budget {
         hook: Hook::Ingress,
-        verified: 143_000,
-        translated: 43_000,
+        verified: 66_000,
+        translated: 52_000,
     },
     Budget {
         hook: Hook::Egress,
-        verified: 101_000,
+        verified: 34_000,
         translated: 34_000,
     },
 ];

@@ -126,6 +126,7 @@ impl Edge {
             masquerade_v4: self.masquerade_v4.map_or([0; 4], |address| address.octets()),
             masquerade_v6: self.masquerade_v6.map_or([0; 16], |address| address.octets()),
             role: self.role.number(),
+            flags: 0,
             name: name_bytes(&self.name),
         }
     }

@@ -8,8 +8,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
-use proxy_common::layout::{Plain, TableKind, TableSpec, tables};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues, lpm_trie::Key};
+use proxy_common::layout::{AddressBytes, Plain, Source, SourceKey, TableKind, TableSpec, tables};
 
 use super::{
     pin::PinDirectory,
@@ -29,12 +29,21 @@ pub fn open(pin: &PinDirectory) -> Result<Tables> {
             services: hash(pin, tables::SERVICES_V4)?,
             slots: hash(pin, tables::SLOTS_V4)?,
             flows: hash(pin, tables::FLOWS_V4)?,
+            affinity: hash(pin, tables::AFFINITY_V4)?,
+            members: hash(pin, tables::MEMBERS_V4)?,
+            sources: trie(pin, tables::SOURCES_V4)?,
+            addresses: hash(pin, tables::ADDRESSES_V4)?,
         },
         v6: FamilyTables {
             services: hash(pin, tables::SERVICES_V6)?,
             slots: hash(pin, tables::SLOTS_V6)?,
             flows: hash(pin, tables::FLOWS_V6)?,
+            affinity: hash(pin, tables::AFFINITY_V6)?,
+            members: hash(pin, tables::MEMBERS_V6)?,
+            sources: trie(pin, tables::SOURCES_V6)?,
+            addresses: hash(pin, tables::ADDRESSES_V6)?,
         },
+        service_ranges: array(pin, tables::SERVICE_RANGES)?,
         service_names: hash(pin, tables::SERVICE_NAMES)?,
         devices: hash(pin, tables::DEVICES)?,
         frontend_filter: array(pin, tables::FRONTEND_FILTER)?,
@@ -46,6 +55,15 @@ pub fn open(pin: &PinDirectory) -> Result<Tables> {
 
 fn hash<K: Plain + Send, V: Plain + Send>(pin: &PinDirectory, spec: TableSpec) -> Result<BoxedTable<K, V>> {
     Ok(Box::new(KernelHash(KernelMap::open(pin, spec)?, PhantomData)))
+}
+
+fn trie<A>(pin: &PinDirectory, spec: TableSpec) -> Result<BoxedTable<SourceKey<A>, u32>>
+where
+    A: AddressBytes + Send,
+    Source<A>: Plain,
+    SourceKey<A>: Plain,
+{
+    Ok(Box::new(KernelTrie(KernelMap::open(pin, spec)?, PhantomData)))
 }
 
 fn array<V: Plain + Send>(pin: &PinDirectory, spec: TableSpec) -> Result<BoxedTable<u32, V>> {
@@ -83,6 +101,8 @@ impl KernelMap {
         let fd = data.fd().as_fd().try_clone_to_owned().with_context(cannot_open)?;
         let map = match spec.kind {
             TableKind::Hash | TableKind::SparseHash => Map::HashMap(data),
+            TableKind::LruHash => Map::LruHashMap(data),
+            TableKind::LpmTrie => Map::LpmTrie(data),
             TableKind::Array => Map::Array(data),
             TableKind::PerCpuArray => Map::PerCpuArray(data),
         };
@@ -159,6 +179,60 @@ impl<K: Plain + Send, V: Plain + Send> Table<K, V> for KernelHash<K, V> {
     }
 
     fn scan(&self, each: &mut dyn FnMut(K, V)) -> Result<(), TableError> {
+        raw::scan(self.0.fd.as_fd(), each).map_err(|error| self.0.kernel_error(error))
+    }
+}
+
+struct KernelTrie<A>(KernelMap, PhantomData<A>);
+
+/// A key in aya's words.
+fn prefix<A: AddressBytes>(key: &SourceKey<A>) -> Key<Raw<Source<A>>>
+where
+    Source<A>: Plain,
+{
+    Key::new(key.prefix_length, Raw(key.source))
+}
+
+impl<A: AddressBytes + Send> Table<SourceKey<A>, u32> for KernelTrie<A>
+where
+    Source<A>: Plain,
+    SourceKey<A>: Plain,
+{
+    fn max_entries(&self) -> u32 {
+        self.0.spec.max_entries
+    }
+
+    fn get(&self, key: &SourceKey<A>) -> Result<Option<u32>, TableError> {
+        let map = LpmTrie::<_, Raw<Source<A>>, u32>::try_from(&self.0.map).map_err(|error| self.0.error(error))?;
+        match map.get(&prefix(key), 0) {
+            Ok(value) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(self.0.error(error)),
+        }
+    }
+
+    fn insert(&mut self, key: &SourceKey<A>, value: &u32) -> Result<(), TableError> {
+        let inserted = LpmTrie::<_, Raw<Source<A>>, u32>::try_from(&mut self.0.map)
+            .and_then(|mut map| map.insert(&prefix(key), value, 0));
+        inserted.map_err(|error| match error {
+            // The kernel's word for a full trie.
+            MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::ENOSPC) => self.0.full(),
+            error => self.0.error(error),
+        })
+    }
+
+    fn remove(&mut self, key: &SourceKey<A>) -> Result<bool, TableError> {
+        let removed =
+            LpmTrie::<_, Raw<Source<A>>, u32>::try_from(&mut self.0.map).and_then(|mut map| map.remove(&prefix(key)));
+        match removed {
+            Ok(()) => Ok(true),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(self.0.error(error)),
+        }
+    }
+
+    fn scan(&self, each: &mut dyn FnMut(SourceKey<A>, u32)) -> Result<(), TableError> {
         raw::scan(self.0.fd.as_fd(), each).map_err(|error| self.0.kernel_error(error))
     }
 }

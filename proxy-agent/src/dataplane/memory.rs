@@ -8,8 +8,8 @@ use std::{
 };
 
 use proxy_common::layout::{
-    AddressBytes, Backend, Counter, Device, FlowKey, FlowValue, ServiceCounter, ServiceKey, ServiceName, ServiceValue,
-    SlotKey, TableSpec, tables,
+    AddressBytes, AffinityKey, AffinityValue, Backend, Counter, Device, FlowKey, FlowValue, Member, MemberKey,
+    ServiceCounter, ServiceKey, ServiceName, ServiceRanges, ServiceValue, SlotKey, SourceKey, TableSpec, tables,
 };
 
 use super::table::{FamilyTables, Table, TableError, Tables};
@@ -109,6 +109,47 @@ impl<K: Copy + Eq + Hash + Send, V: Copy + Send> Table<K, V> for MemoryTable<K, 
     }
 }
 
+/// A trie in memory: `get` finds the longest prefix.
+#[derive(Clone)]
+struct MemoryTrie<A>(MemoryTable<SourceKey<A>, u32>);
+
+impl<A: AddressBytes + Send> Table<SourceKey<A>, u32> for MemoryTrie<A> {
+    fn max_entries(&self) -> u32 {
+        self.0.max_entries()
+    }
+
+    fn get(&self, key: &SourceKey<A>) -> Result<Option<u32>, TableError> {
+        let entries = self.0.lock();
+        let holding = entries.iter().filter(|(range, _)| holds(range, key));
+        let longest = holding.max_by_key(|(range, _)| range.prefix_length);
+        Ok(longest.map(|(_, value)| *value))
+    }
+
+    fn insert(&mut self, key: &SourceKey<A>, value: &u32) -> Result<(), TableError> {
+        self.0.insert(key, value)
+    }
+
+    fn remove(&mut self, key: &SourceKey<A>) -> Result<bool, TableError> {
+        self.0.remove(key)
+    }
+
+    fn scan(&self, each: &mut dyn FnMut(SourceKey<A>, u32)) -> Result<(), TableError> {
+        self.0.scan(each)
+    }
+}
+
+/// Whether a range holds all that a key stands for.
+fn holds<A: AddressBytes>(range: &SourceKey<A>, key: &SourceKey<A>) -> bool {
+    let bits = range.prefix_length.saturating_sub(u32::BITS) as usize;
+    let (mut of_range, mut of_key) = (range.source.address.as_bytes(), key.source.address.as_bytes());
+    let (whole, rest) = (bits / 8, bits % 8);
+    let same_service = range.source.service == key.source.service && range.prefix_length <= key.prefix_length;
+    let same_bytes = of_range[..whole] == of_key[..whole];
+    (of_range, of_key) = (&of_range[whole..], &of_key[whole..]);
+    let same_bits = rest == 0 || (of_range[0] ^ of_key[0]) >> (8 - rest) == 0;
+    same_service && same_bytes && same_bits
+}
+
 /// The in-memory tables of one family.
 pub struct MemoryFamily<A> {
     /// Frontends
@@ -117,6 +158,14 @@ pub struct MemoryFamily<A> {
     pub slots: MemoryTable<SlotKey, Backend<A>>,
     /// Flows
     pub flows: MemoryTable<FlowKey<A>, FlowValue<A>>,
+    /// Which endpoint a client used last
+    pub affinity: MemoryTable<AffinityKey<A>, AffinityValue<A>>,
+    /// Endpoints that affinity may lead to
+    pub members: MemoryTable<MemberKey<A>, Member>,
+    /// Ranges of clients
+    pub sources: MemoryTable<SourceKey<A>, u32>,
+    /// The node's own addresses
+    pub addresses: MemoryTable<A, u32>,
 }
 
 impl<A: AddressBytes + Send> MemoryFamily<A> {
@@ -125,6 +174,10 @@ impl<A: AddressBytes + Send> MemoryFamily<A> {
             services: Box::new(self.services.clone()),
             slots: Box::new(self.slots.clone()),
             flows: Box::new(self.flows.clone()),
+            affinity: Box::new(self.affinity.clone()),
+            members: Box::new(self.members.clone()),
+            sources: Box::new(MemoryTrie(self.sources.clone())),
+            addresses: Box::new(self.addresses.clone()),
         }
     }
 }
@@ -135,6 +188,8 @@ pub struct Memory {
     pub v4: MemoryFamily<[u8; 4]>,
     /// Those of IPv6
     pub v6: MemoryFamily<[u8; 16]>,
+    /// Ranges that cluster addresses are from
+    pub service_ranges: MemoryTable<u32, ServiceRanges>,
     /// Names of service ports by id
     pub service_names: MemoryTable<u32, ServiceName>,
     /// Edges by interface index
@@ -169,12 +224,21 @@ impl Memory {
                 services: MemoryTable::hash(sized(tables::SERVICES_V4), &observer),
                 slots: MemoryTable::hash(sized(tables::SLOTS_V4), &observer),
                 flows: MemoryTable::hash(sized(tables::FLOWS_V4), &observer),
+                affinity: MemoryTable::hash(sized(tables::AFFINITY_V4), &observer),
+                members: MemoryTable::hash(sized(tables::MEMBERS_V4), &observer),
+                sources: MemoryTable::hash(sized(tables::SOURCES_V4), &observer),
+                addresses: MemoryTable::hash(sized(tables::ADDRESSES_V4), &observer),
             },
             v6: MemoryFamily {
                 services: MemoryTable::hash(sized(tables::SERVICES_V6), &observer),
                 slots: MemoryTable::hash(sized(tables::SLOTS_V6), &observer),
                 flows: MemoryTable::hash(sized(tables::FLOWS_V6), &observer),
+                affinity: MemoryTable::hash(sized(tables::AFFINITY_V6), &observer),
+                members: MemoryTable::hash(sized(tables::MEMBERS_V6), &observer),
+                sources: MemoryTable::hash(sized(tables::SOURCES_V6), &observer),
+                addresses: MemoryTable::hash(sized(tables::ADDRESSES_V6), &observer),
             },
+            service_ranges: MemoryTable::array(sized(tables::SERVICE_RANGES), &observer),
             service_names: MemoryTable::hash(sized(tables::SERVICE_NAMES), &observer),
             devices: MemoryTable::hash(sized(tables::DEVICES), &observer),
             frontend_filter: MemoryTable::array(sized(tables::FRONTEND_FILTER), &observer),
@@ -195,6 +259,7 @@ impl Memory {
         Tables {
             v4: self.v4.tables(),
             v6: self.v6.tables(),
+            service_ranges: Box::new(self.service_ranges.clone()),
             service_names: Box::new(self.service_names.clone()),
             devices: Box::new(self.devices.clone()),
             frontend_filter: Box::new(self.frontend_filter.clone()),

@@ -28,6 +28,8 @@ impl Shape {
             TableKind::SparseHash => (MapType::Hash, BPF_F_NO_PREALLOC),
             TableKind::Array => (MapType::Array, 0),
             TableKind::PerCpuArray => (MapType::PerCpuArray, 0),
+            TableKind::LruHash => (MapType::LruHash, 0),
+            TableKind::LpmTrie => (MapType::LpmTrie, BPF_F_NO_PREALLOC),
         };
         Self {
             kind,

@@ -10,10 +10,10 @@ use std::{
 };
 
 use proxy_common::{
-    datapath::{self, Environment, FlowHandle, InsertError, InsertMode, Outcome, Reason},
+    datapath::{self, Environment, FlowHandle, InsertError, InsertMode, Outcome, Reason, Scratch},
     layout::{
-        AddressBytes, Backend, Counter, FlowKey, FlowValue, ServiceCounter, ServiceKey, ServiceValue, SlotKey,
-        Timeouts, filter_bit,
+        AddressBytes, AffinityKey, AffinityValue, Backend, Counter, FlowKey, FlowValue, Member, MemberKey, Range,
+        ServiceCounter, ServiceKey, ServiceValue, SlotKey, SourceKey, Timeouts, filter_bit,
     },
     packet::{BufferPacket, Family},
 };
@@ -23,6 +23,9 @@ use super::table::{BoxedTable, FamilyTables, TableError, Tables};
 /// Flows by key; `None` is one that was removed.
 type Changes<A> = Rc<RefCell<HashMap<FlowKey<A>, Option<FlowValue<A>>>>>;
 
+/// Endpoints that clients used last, as packets changed them.
+type Affinities<A> = HashMap<AffinityKey<A>, AffinityValue<A>>;
+
 /// Flows by key.
 pub type Flows<A> = BTreeMap<FlowKey<A>, FlowValue<A>>;
 
@@ -31,6 +34,7 @@ pub struct Simulation<'a, F: Family> {
     family: &'a FamilyTables<F::Address>,
     tables: &'a Tables,
     changes: Changes<F::Address>,
+    affinities: RefCell<Affinities<F::Address>>,
     reasons: RefCell<BTreeMap<Reason, Counter>>,
     services: RefCell<BTreeMap<u32, ServiceCounter>>,
     error: RefCell<Option<TableError>>,
@@ -64,6 +68,11 @@ impl Environment for Surroundings<'_> {
     fn timeouts(&self) -> Timeouts {
         self.timeouts
     }
+
+    /// A simulation has no sockets.
+    fn has_socket<A: AddressBytes>(&self, _key: &FlowKey<A>) -> bool {
+        false
+    }
 }
 
 /// The hook that a packet meets.
@@ -82,6 +91,7 @@ impl<'a, F: Family> Simulation<'a, F> {
             family,
             tables,
             changes: Rc::default(),
+            affinities: RefCell::default(),
             reasons: RefCell::default(),
             services: RefCell::default(),
             error: RefCell::default(),
@@ -199,8 +209,36 @@ impl<F: Family> datapath::Tables<F::Address> for Simulation<'_, F> {
         self.may_be_in(&self.tables.backend_filter, address)
     }
 
-    fn service(&self, key: &ServiceKey<F::Address>) -> Option<ServiceValue> {
-        self.get(&self.family.services, key)
+    fn is_service_address(&self, address: &F::Address) -> bool {
+        self.get(&self.tables.service_ranges, &0)
+            .is_some_and(|ranges| Range::any_contains(F::service_ranges(&ranges), address))
+    }
+
+    fn address_flags(&self, address: &F::Address) -> u32 {
+        self.get(&self.family.addresses, address).unwrap_or(0)
+    }
+
+    fn is_source(&self, service: u32, address: &F::Address) -> bool {
+        self.get(&self.family.sources, &SourceKey::exactly(service, *address))
+            .is_some()
+    }
+
+    fn service(&self, key: &ServiceKey<F::Address>, value: &mut ServiceValue) -> bool {
+        let found = self.get(&self.family.services, key);
+        found.inspect(|found| *value = *found).is_some()
+    }
+
+    fn affinity(&self, key: &AffinityKey<F::Address>) -> Option<AffinityValue<F::Address>> {
+        let changed = self.affinities.borrow().get(key).copied();
+        changed.or_else(|| self.get(&self.family.affinity, key))
+    }
+
+    fn set_affinity(&self, key: &AffinityKey<F::Address>, value: &AffinityValue<F::Address>) {
+        self.affinities.borrow_mut().insert(*key, *value);
+    }
+
+    fn member(&self, key: &MemberKey<F::Address>) -> Option<Member> {
+        self.get(&self.family.members, key)
     }
 
     fn slot(&self, key: &SlotKey) -> Option<Backend<F::Address>> {
@@ -236,8 +274,16 @@ impl<F: Family> datapath::Tables<F::Address> for Simulation<'_, F> {
         self.changes.borrow_mut().insert(*key, None);
     }
 
+    fn with_scratch(&self, with: impl FnOnce(&mut Scratch<F::Address>) -> Reason) -> Reason {
+        with(&mut Scratch::new())
+    }
+
     fn masquerade_address(&self, device: u32) -> Option<F::Address> {
         F::masquerade_address(&self.get(&self.tables.devices, &device)?)
+    }
+
+    fn device_flags(&self, device: u32) -> u32 {
+        self.get(&self.tables.devices, &device).map_or(0, |device| device.flags)
     }
 
     fn count(&self, reason: Reason, bytes: u32) {

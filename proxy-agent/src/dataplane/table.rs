@@ -4,7 +4,8 @@
 use std::io;
 
 use proxy_common::layout::{
-    Backend, Counter, Device, FlowKey, FlowValue, ServiceCounter, ServiceKey, ServiceName, ServiceValue, SlotKey,
+    AffinityKey, AffinityValue, Backend, Counter, Device, FlowKey, FlowValue, Member, MemberKey, ServiceCounter,
+    ServiceKey, ServiceName, ServiceRanges, ServiceValue, SlotKey, SourceKey,
 };
 
 /// Why a table could not be read or written.
@@ -64,6 +65,14 @@ pub struct FamilyTables<A> {
     pub slots: BoxedTable<SlotKey, Backend<A>>,
     /// Flows
     pub flows: BoxedTable<FlowKey<A>, FlowValue<A>>,
+    /// Which endpoint a client used last
+    pub affinity: BoxedTable<AffinityKey<A>, AffinityValue<A>>,
+    /// Endpoints that affinity may lead to
+    pub members: BoxedTable<MemberKey<A>, Member>,
+    /// Ranges of clients; `get` gives the value of the longest range that holds the key's
+    pub sources: BoxedTable<SourceKey<A>, u32>,
+    /// The node's own addresses
+    pub addresses: BoxedTable<A, u32>,
 }
 
 /// All tables.
@@ -72,6 +81,8 @@ pub struct Tables {
     pub v4: FamilyTables<[u8; 4]>,
     /// Those of IPv6
     pub v6: FamilyTables<[u8; 16]>,
+    /// Ranges that cluster addresses are from
+    pub service_ranges: BoxedTable<u32, ServiceRanges>,
     /// Names of service ports by id
     pub service_names: BoxedTable<u32, ServiceName>,
     /// Edges by interface index

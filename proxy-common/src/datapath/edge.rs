@@ -3,11 +3,11 @@
 //! The established path is here, inlined; whatever else a packet needs is a call away.
 
 use super::{
-    Environment, FlowHandle as _, Outcome, Reason, Tables, direct::direct, first::first_packet, translate::translate,
-    upkeep,
+    Environment, FlowHandle as _, Outcome, Reason, Scratch, Tables, direct::direct, first::first_packet, frontend, own,
+    translate::translate, upkeep,
 };
 use crate::{
-    layout::{EGRESS, FlowKey, FlowValue, INGRESS, flow_flags},
+    layout::{AddressBytes, EGRESS, FlowKey, FlowValue, INGRESS, ServiceValue, flow_flags},
     packet::{Family, Packet, Side, Skip, Transport},
 };
 
@@ -47,10 +47,18 @@ fn enter<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     };
     let frontend = tables.may_be_frontend(&addresses.destination);
     if !frontend && !tables.may_be_backend(&addresses.destination) {
-        return Reason::Unrelated;
+        return if tables.is_service_address(&addresses.destination) {
+            Reason::Unallocated
+        } else {
+            Reason::Unrelated
+        };
     }
     let transport = match F::transport(packet) {
         Ok(transport) => transport,
+        Err(Skip::OtherProtocol) if frontend => {
+            let (source, destination) = ((addresses.source, 0), (addresses.destination, 0));
+            return without_ports(tables, &FlowKey::new(INGRESS, frontend::NO_PORTS, source, destination));
+        }
         Err(skip) => return skip.into(),
     };
     let key = transport.key(INGRESS, addresses);
@@ -59,7 +67,19 @@ fn enter<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     }
     match established::<F, P, T, E>(packet, tables, environment, &transport, &key, Side::Destination) {
         Found::Rewritten(reason) => reason,
-        Found::Due | Found::Nothing => ingress_slow::<F, P, T, E>(packet, tables, environment, &transport, &key),
+        Found::Due | Found::Nothing => tables.with_scratch(|scratch| {
+            (scratch.key, scratch.transport) = (key, transport);
+            ingress_slow::<F, P, T, E>(packet, tables, environment, scratch)
+        }),
+    }
+}
+
+/// A packet without ports to what may be a frontend: a cluster address refuses it (behaviour.md 4.6).
+#[inline(never)]
+fn without_ports<A: AddressBytes, T: Tables<A>>(tables: &T, key: &FlowKey<A>) -> Reason {
+    match frontend::find(tables, key, &mut ServiceValue::default()) {
+        Err(reason @ (Reason::NoPort | Reason::Unallocated)) => reason,
+        _ => Reason::OtherProtocol,
     }
 }
 
@@ -95,10 +115,15 @@ fn leave<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     };
     let key = transport.key(EGRESS, addresses);
     match established::<F, P, T, E>(packet, tables, environment, &transport, &key, Side::Source) {
-        Found::Rewritten(reason) => reason,
-        Found::Due => egress_slow::<F, P, T, E>(packet, tables, environment, &transport, &key),
-        Found::Nothing => Reason::Unrelated,
+        Found::Rewritten(reason) => return reason,
+        Found::Due => {}
+        Found::Nothing if own::may_collide(&transport) && own::collides(tables, environment, &key) => {}
+        Found::Nothing => return Reason::Unrelated,
     }
+    tables.with_scratch(|scratch| {
+        (scratch.key, scratch.transport) = (key, transport);
+        egress_slow::<F, P, T, E>(packet, tables, environment, scratch)
+    })
 }
 
 /// What the flow table says of a packet.
@@ -144,19 +169,25 @@ fn ingress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &mut P,
     tables: &T,
     environment: &E,
-    transport: &Transport,
-    key: &FlowKey<F::Address>,
+    scratch: &mut Scratch<F::Address>,
 ) -> Reason {
-    let mut value = FlowValue::default();
-    let reason = match upkeep::keep::<F, T, E>(tables, environment, key, transport.tcp_flags, &mut value) {
+    let reason = match upkeep::keep::<F, T, E>(tables, environment, scratch) {
         Ok(true) => Reason::Established,
-        Ok(false) => match first_packet::<F, T, E>(tables, environment, key, &mut value) {
+        Ok(false) => match first_packet::<F, T, E>(tables, environment, scratch) {
             Ok(()) => Reason::NewFlow,
+            // An address of the node may be a backend's: of a process in the host's network.
+            Err(Reason::NoFrontend) if tables.may_be_backend(&scratch.key.destination) => {
+                return match direct(tables, &scratch.key, scratch.transport.tcp_flags) {
+                    Reason::FlowRetired => Reason::FlowRetired,
+                    _ => Reason::NoFrontend,
+                };
+            }
             Err(reason) => return reason,
         },
         Err(reason) => return reason,
     };
-    rewrite::<F, P, T>(packet, tables, transport, Side::Destination, &value, reason)
+    let Scratch { transport, value, .. } = scratch;
+    rewrite::<F, P, T>(packet, tables, transport, Side::Destination, value, reason)
 }
 
 /// Egress of a packet whose flow is due for upkeep.
@@ -165,15 +196,15 @@ fn egress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &mut P,
     tables: &T,
     environment: &E,
-    transport: &Transport,
-    key: &FlowKey<F::Address>,
+    scratch: &mut Scratch<F::Address>,
 ) -> Reason {
-    let mut value = FlowValue::default();
-    match upkeep::keep::<F, T, E>(tables, environment, key, transport.tcp_flags, &mut value) {
-        Ok(true) => rewrite::<F, P, T>(packet, tables, transport, Side::Source, &value, Reason::Established),
-        Ok(false) => Reason::Unrelated,
-        Err(reason) => reason,
+    match upkeep::keep::<F, T, E>(tables, environment, scratch) {
+        Ok(true) => {}
+        Ok(false) => return Reason::Unrelated,
+        Err(reason) => return reason,
     }
+    let Scratch { transport, value, .. } = scratch;
+    rewrite::<F, P, T>(packet, tables, transport, Side::Source, value, Reason::Established)
 }
 
 /// Rewrites a packet and counts it for its service port.
@@ -195,7 +226,11 @@ fn rewrite<F: Family, P: Packet, T: Tables<F::Address>>(
 
 /// Decides on a packet and counts it by the reason, unless it is none of ours.
 #[inline(always)]
-fn counted<A, P: Packet, T: Tables<A>>(packet: &mut P, tables: &T, decide: impl FnOnce(&mut P) -> Reason) -> Outcome {
+fn counted<A: AddressBytes, P: Packet, T: Tables<A>>(
+    packet: &mut P,
+    tables: &T,
+    decide: impl FnOnce(&mut P) -> Reason,
+) -> Outcome {
     let reason = decide(packet);
     if reason != Reason::Unrelated {
         tables.count(reason, packet.length());

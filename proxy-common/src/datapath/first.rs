@@ -1,49 +1,47 @@
 //! The first packet of a flow: choosing an endpoint and writing the flow's entries.
 
-use super::{Environment, InsertMode, Reason, Tables, flow, masquerade, reserve::reserve_twin};
+use super::{
+    Environment, InsertMode, Reason, Scratch, Tables, flow, frontend, masquerade,
+    reserve::reserve_twin,
+    select::{self, Choice},
+};
 use crate::{
-    layout::{AddressBytes, FlowKey, FlowValue, ServiceKey, SlotKey, flow_flags, history, service_flags},
+    layout::{AddressBytes, FlowKey, FlowValue, ServiceValue, flow_flags, history},
     packet::Family,
 };
 
-/// Maps a uniform `random` to `0..count`, uniformly to within `count / 2^32` and without a division.
-#[inline(always)]
-pub const fn scale(random: u32, count: u32) -> u32 {
-    ((random as u64 * count as u64) >> 32) as u32
-}
-
-/// Opens a flow for a packet to a frontend and puts into `value` how to rewrite it.
+/// Opens a flow for the packet in `scratch`, which is to a frontend, and puts into its value how to rewrite it.
 #[inline(never)]
 pub(super) fn first_packet<F: Family, T: Tables<F::Address>, E: Environment>(
     tables: &T,
     environment: &E,
-    key: &FlowKey<F::Address>,
-    value: &mut FlowValue<F::Address>,
+    scratch: &mut Scratch<F::Address>,
 ) -> Result<(), Reason> {
+    let (key, value) = (&scratch.key, &mut scratch.value);
     // An entry that is replaced while it is read may look half old, half new: then its endpoint is missing, once.
     match choose(tables, environment, key, value) {
         Err(Reason::EndpointMissing) => choose(tables, environment, key, value)?,
         chosen => chosen?,
     }
-    // behaviour.md 5.2: a client that gets itself must be answered by way of the node.
-    let masqueraded = value.address == key.source;
     value.other_port = key.source_port;
     value.last_seen = environment.now();
     value.address_difference = F::difference(&key.destination, &value.address);
     value.history = history::SEEN;
-    value.flags = if masqueraded { flow_flags::MASQUERADED } else { 0 };
-    reserve_twin(tables, environment, key, value)?;
+    reserve_twin(tables, environment, scratch)?;
+    let (key, value) = (&scratch.key, &scratch.value);
+    let masqueraded = value.flags & flow_flags::MASQUERADED != 0;
     let written = tables.insert_flow(key, value, InsertMode::Any).is_ok()
         && (!masqueraded || masquerade::request(tables, key, value, InsertMode::Any).is_ok());
     if !written {
         tables.remove_flow(key);
-        tables.remove_flow(&flow::twin_key(key, value));
+        scratch.twin_key = flow::twin_key(key, value);
+        tables.remove_flow(&scratch.twin_key);
         return Err(Reason::FlowTableFull);
     }
     Ok(())
 }
 
-/// Picks an endpoint of the frontend that `key` is for, uniformly (behaviour.md 2.11): sets address, port and service.
+/// Chooses an endpoint for `key`: sets address, port, service and flags of `value`.
 #[inline(never)]
 fn choose<A: AddressBytes, T: Tables<A>, E: Environment>(
     tables: &T,
@@ -51,24 +49,13 @@ fn choose<A: AddressBytes, T: Tables<A>, E: Environment>(
     key: &FlowKey<A>,
     value: &mut FlowValue<A>,
 ) -> Result<(), Reason> {
-    let frontend = ServiceKey::new(key.destination, key.destination_port, key.protocol);
-    let service = tables.service(&frontend).ok_or(Reason::NoFrontend)?;
-    if service.cluster_count == 0 {
-        let anywhere = service.flags & service_flags::HAS_ENDPOINTS != 0;
-        return Err(if anywhere {
-            Reason::NoLocalEndpoints
-        } else {
-            Reason::NoEndpoints
-        });
-    }
-    let index = scale(environment.random(), service.cluster_count);
-    let slot = SlotKey {
-        set: service.cluster_set,
-        index,
-    };
-    let backend = tables.slot(&slot).ok_or(Reason::EndpointMissing)?;
-    value.address = backend.address;
-    value.port = backend.port;
+    let (mut service, mut choice) = (ServiceValue::default(), Choice::default());
+    frontend::find(tables, key, &mut service)?;
+    select::decide(tables, environment, key, &service, &mut choice)?;
+    select::draw(tables, environment, key, &service, &choice, value)?;
     value.service = service.service;
+    // behaviour.md 5.2: a client that gets itself must be answered by way of the node.
+    let masqueraded = choice.masquerade || value.address == key.source;
+    value.flags = if masqueraded { flow_flags::MASQUERADED } else { 0 };
     Ok(())
 }

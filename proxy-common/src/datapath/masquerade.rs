@@ -3,7 +3,7 @@
 //! The first packet's ingress asks for it with an unresolved entry, because only the egress hook knows the device, and
 //! with it the address.
 
-use super::{Environment, InsertError, InsertMode, Reason, Tables, reserve::reserve_twin};
+use super::{Environment, InsertError, InsertMode, Reason, Scratch, Tables, reserve::reserve_twin};
 use crate::{
     layout::{AddressBytes, EGRESS, FlowKey, FlowValue, flow_flags},
     packet::Family,
@@ -40,22 +40,21 @@ pub(super) fn request<A: AddressBytes, T: Tables<A>>(
     }
 }
 
-/// Chooses address and port for an unresolved entry, the client's own port if that is free.
+/// Chooses address and port for the unresolved entry in `scratch`, the client's own port if that is free.
 #[inline(always)]
 pub(super) fn resolve<F: Family, T: Tables<F::Address>, E: Environment>(
     tables: &T,
     environment: &E,
-    key: &FlowKey<F::Address>,
-    value: &mut FlowValue<F::Address>,
+    scratch: &mut Scratch<F::Address>,
 ) -> Result<(), Reason> {
     let address = tables
         .masquerade_address(environment.device())
         .ok_or(Reason::NoMasqueradeAddress)?;
-    value.address = address;
-    value.address_difference = F::difference(&key.source, &address);
-    value.flags = flow_flags::MASQUERADE;
-    reserve_twin(tables, environment, key, value)?;
+    scratch.value.address = address;
+    scratch.value.address_difference = F::difference(&scratch.key.source, &address);
+    scratch.value.flags = flow_flags::MASQUERADE;
+    reserve_twin(tables, environment, scratch)?;
     tables
-        .insert_flow(key, value, InsertMode::Any)
+        .insert_flow(&scratch.key, &scratch.value, InsertMode::Any)
         .map_err(|_| Reason::FlowTableFull)
 }

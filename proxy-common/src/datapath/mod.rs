@@ -3,12 +3,16 @@
 //!
 //! Invariants: knows no BPF and no Kubernetes; time and randomness are parameters; nothing here can panic.
 
+mod affinity;
 mod direct;
 mod edge;
 mod first;
 pub mod flow;
+mod frontend;
 mod masquerade;
+mod own;
 mod reserve;
+mod select;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -17,6 +21,6 @@ mod upkeep;
 mod verdict;
 
 pub use edge::{egress, ingress};
-pub use first::scale;
-pub use tables::{Environment, FlowHandle, InsertError, InsertMode, Tables};
+pub use select::scale;
+pub use tables::{Environment, FlowHandle, InsertError, InsertMode, Scratch, Tables};
 pub use verdict::{Outcome, Reason, Verdict};

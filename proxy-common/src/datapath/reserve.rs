@@ -1,6 +1,6 @@
 //! Inserting the second half of a flow, which is the reservation of its 5-tuple towards the backend.
 
-use super::{Environment, FlowHandle as _, InsertError, InsertMode, Reason, Tables, flow, scale};
+use super::{Environment, FlowHandle as _, InsertError, InsertMode, Reason, Scratch, Tables, flow, scale};
 use crate::layout::{AddressBytes, FlowKey, FlowValue, INGRESS};
 
 /// How many other ports are tried. With half of all ports to a backend in use, one colliding flow in 256 fails.
@@ -8,26 +8,20 @@ const ATTEMPTS: u32 = 8;
 /// Ports to try are taken from here up to 65535: not from the system ports (RFC 6335, 6).
 const FIRST_PORT: u32 = 1024;
 
-/// Inserts the twin of `key` and `value`. If another flow holds that place, changes in `value` the client's port as the
-/// backend will see it.
+/// Inserts the twin of the key and value in `scratch`. If another flow holds that place, or a socket of the node, changes
+/// in the value the client's port as the backend will see it.
 #[inline(never)]
 pub(super) fn reserve_twin<A: AddressBytes, T: Tables<A>, E: Environment>(
     tables: &T,
     environment: &E,
-    key: &FlowKey<A>,
-    value: &mut FlowValue<A>,
+    scratch: &mut Scratch<A>,
 ) -> Result<(), Reason> {
-    let mut twin_key = flow::twin_key(key, value);
-    let twin = flow::twin_value(key, value);
-    match tables.insert_flow(&twin_key, &twin, InsertMode::New) {
-        Ok(()) => return Ok(()),
-        Err(InsertError::Full) => return Err(Reason::FlowTableFull),
-        Err(InsertError::Exists) => {}
-    }
-    if is_free(tables, environment, &twin_key, &twin) {
-        return tables
-            .insert_flow(&twin_key, &twin, InsertMode::Any)
-            .map_err(|_| Reason::FlowTableFull);
+    scratch.twin_key = flow::twin_key(&scratch.key, &scratch.value);
+    scratch.twin = flow::twin_value(&scratch.key, &scratch.value);
+    match claim(tables, environment, &scratch.twin_key, &scratch.twin, true) {
+        Claim::Ours => return Ok(()),
+        Claim::Full => return Err(Reason::FlowTableFull),
+        Claim::Taken => {}
     }
     for _ in 0..ATTEMPTS {
         #[expect(
@@ -36,21 +30,54 @@ pub(super) fn reserve_twin<A: AddressBytes, T: Tables<A>, E: Environment>(
         )]
         let port = (FIRST_PORT + scale(environment.random(), 65_536 - FIRST_PORT)) as u16;
         // Both kinds of twin carry packets from the backend to the client as the backend sees it.
-        twin_key.destination_port = port;
-        match tables.insert_flow(&twin_key, &twin, InsertMode::New) {
-            Ok(()) => {
-                if key.direction == INGRESS {
-                    value.other_port = port;
+        scratch.twin_key.destination_port = port;
+        match claim(tables, environment, &scratch.twin_key, &scratch.twin, false) {
+            Claim::Ours => {
+                if scratch.key.direction == INGRESS {
+                    scratch.value.other_port = port;
                 } else {
-                    value.port = port;
+                    scratch.value.port = port;
                 }
                 return Ok(());
             }
-            Err(InsertError::Full) => return Err(Reason::FlowTableFull),
-            Err(InsertError::Exists) => {}
+            Claim::Full => return Err(Reason::FlowTableFull),
+            Claim::Taken => {}
         }
     }
     Err(Reason::PortsExhausted)
+}
+
+/// What came of an attempt to insert a half.
+enum Claim {
+    Ours,
+    Taken,
+    Full,
+}
+
+/// Inserts a half unless its place is taken; `evict` has another look at who is there.
+#[inline(never)]
+fn claim<A: AddressBytes, T: Tables<A>, E: Environment>(
+    tables: &T,
+    environment: &E,
+    key: &FlowKey<A>,
+    value: &FlowValue<A>,
+    evict: bool,
+) -> Claim {
+    // The reply half of a masquerade must not take packets that are for a connection of the node itself.
+    if key.direction == INGRESS && environment.has_socket(key) {
+        return Claim::Taken;
+    }
+    let inserted = match tables.insert_flow(key, value, InsertMode::New) {
+        Err(InsertError::Exists) if evict && is_free(tables, environment, key, value) => {
+            tables.insert_flow(key, value, InsertMode::Any)
+        }
+        inserted => inserted,
+    };
+    match inserted {
+        Ok(()) => Claim::Ours,
+        Err(InsertError::Exists) => Claim::Taken,
+        Err(InsertError::Full) => Claim::Full,
+    }
 }
 
 /// Whether what stands under `twin_key` is left over: of an earlier flow of the very key that `twin` belongs to, or of

@@ -1,7 +1,11 @@
 //! What the datapath needs of the world: tables, clock, chance.
 
 use super::Reason;
-use crate::layout::{Backend, FlowKey, FlowValue, ServiceKey, ServiceValue, SlotKey, Timeouts};
+use crate::layout::{
+    AddressBytes, AffinityKey, AffinityValue, Backend, FlowKey, FlowValue, INGRESS, Member, MemberKey, ServiceKey,
+    ServiceValue, SlotKey, Timeouts,
+};
+use crate::packet::Transport;
 
 /// Whether an insert may replace an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +35,45 @@ pub trait FlowHandle<A> {
     fn set_flags(&self, flags: u8);
 }
 
+/// What the slow path works on: there is too little stack for it in the kernel. The verifier, too, is helped by memory
+/// whose content it doesn't follow: it goes through the slow path once instead of once for each kind of packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Scratch<A> {
+    /// The packet's key at the hook
+    pub key: FlowKey<A>,
+    /// The value of its half
+    pub value: FlowValue<A>,
+    /// The other half's key
+    pub twin_key: FlowKey<A>,
+    /// The other half's value
+    pub twin: FlowValue<A>,
+    /// The packet's transport header
+    pub transport: Transport,
+}
+
+impl<A: AddressBytes> Scratch<A> {
+    /// Memory that nobody has used.
+    pub fn new() -> Self {
+        let key = FlowKey::new(INGRESS, 0, (A::default(), 0), (A::default(), 0));
+        Self {
+            key,
+            value: FlowValue::default(),
+            twin_key: key,
+            twin: FlowValue::default(),
+            transport: Transport::default(),
+        }
+    }
+}
+
+impl<A: AddressBytes> Default for Scratch<A> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// The tables of one address family.
-pub trait Tables<A> {
+pub trait Tables<A: AddressBytes> {
     /// An entry of the flow table
     type Flow: FlowHandle<A>;
 
@@ -40,18 +81,34 @@ pub trait Tables<A> {
     fn may_be_frontend(&self, address: &A) -> bool;
     /// `false` if the address is certainly no backend's.
     fn may_be_backend(&self, address: &A) -> bool;
-    /// Looks a frontend up.
-    fn service(&self, key: &ServiceKey<A>) -> Option<ServiceValue>;
+    /// Whether the address is in a range of cluster addresses (behaviour.md 4.7).
+    fn is_service_address(&self, address: &A) -> bool;
+    /// Bits of [`crate::layout::address_flags`]; 0 for an address that isn't the node's.
+    fn address_flags(&self, address: &A) -> u32;
+    /// Whether a range of this service id (or [`crate::layout::LOCAL_PODS`]) holds the address.
+    fn is_source(&self, service: u32, address: &A) -> bool;
+    /// Looks a frontend up; `false` if there is none.
+    fn service(&self, key: &ServiceKey<A>, value: &mut ServiceValue) -> bool;
     /// Looks an endpoint up.
     fn slot(&self, key: &SlotKey) -> Option<Backend<A>>;
+    /// Looks up which endpoint a client used last.
+    fn affinity(&self, key: &AffinityKey<A>) -> Option<AffinityValue<A>>;
+    /// Sets which endpoint a client used last; without memory for it nothing is remembered.
+    fn set_affinity(&self, key: &AffinityKey<A>, value: &AffinityValue<A>);
+    /// Looks up an endpoint that affinity may lead to.
+    fn member(&self, key: &MemberKey<A>) -> Option<Member>;
     /// Looks half a flow up.
     fn flow(&self, key: &FlowKey<A>) -> Option<Self::Flow>;
     /// Inserts half a flow.
     fn insert_flow(&self, key: &FlowKey<A>, value: &FlowValue<A>, mode: InsertMode) -> Result<(), InsertError>;
     /// Removes half a flow, if it is there.
     fn remove_flow(&self, key: &FlowKey<A>);
+    /// Lends memory, with whatever was left in it. Must not be nested.
+    fn with_scratch(&self, with: impl FnOnce(&mut Scratch<A>) -> Reason) -> Reason;
     /// The masquerade address of a device, by interface index.
     fn masquerade_address(&self, device: u32) -> Option<A>;
+    /// Bits of [`crate::layout::device_flags`] of a device, by interface index.
+    fn device_flags(&self, device: u32) -> u32;
     /// Counts a packet by reason; bytes from the network header on.
     fn count(&self, reason: Reason, bytes: u32);
     /// Counts a rewritten packet, and with it new flows, by service id; bytes from the network header on.
@@ -68,4 +125,6 @@ pub trait Environment {
     fn device(&self) -> u32;
     /// Flow timeouts.
     fn timeouts(&self) -> Timeouts;
+    /// Whether a socket of the node itself gets packets with the addresses and ports of `key`, listening ones aside.
+    fn has_socket<A: AddressBytes>(&self, key: &FlowKey<A>) -> bool;
 }

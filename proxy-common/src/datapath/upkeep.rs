@@ -1,8 +1,8 @@
 //! What a known flow needs now and then: its history, its time, its twin, its masquerade. Off the established path.
 
-use super::{Environment, FlowHandle as _, InsertError, InsertMode, Reason, Tables, flow, masquerade};
+use super::{Environment, FlowHandle as _, InsertError, InsertMode, Reason, Scratch, Tables, flow, masquerade};
 use crate::{
-    layout::{AddressBytes, FlowKey, FlowValue, flow_flags, history},
+    layout::{AddressBytes, FlowValue, flow_flags, history},
     packet::{Family, opens_connection, tcp_flags},
 };
 
@@ -15,26 +15,26 @@ pub(super) const fn is_due<A>(value: &FlowValue<A>, flags: u8, now: u32) -> bool
         || value.flags & (flow_flags::UNRESOLVED | flow_flags::TWIN_REMOVED) != 0
 }
 
-/// Keeps the flow of `key` and puts into `value` how to rewrite the packet; `Ok(false)` if there is none, or if it is
-/// over and this packet opens another.
+/// Keeps the flow of the packet in `scratch` and puts into its value how to rewrite the packet; `Ok(false)` if there is
+/// none, or if it is over and this packet opens another.
 #[inline(never)]
 pub(super) fn keep<F: Family, T: Tables<F::Address>, E: Environment>(
     tables: &T,
     environment: &E,
-    key: &FlowKey<F::Address>,
-    packet_flags: u8,
-    value: &mut FlowValue<F::Address>,
+    scratch: &mut Scratch<F::Address>,
 ) -> Result<bool, Reason> {
-    let Some(handle) = tables.flow(key) else {
+    let packet_flags = scratch.transport.tcp_flags;
+    let Some(handle) = tables.flow(&scratch.key) else {
         return Ok(false);
     };
-    *value = handle.value();
-    if value.flags & flow_flags::UNRESOLVED != 0 {
-        masquerade::resolve::<F, T, E>(tables, environment, key, value)?;
-    } else if !keep_twin(tables, environment, key, value, packet_flags) {
-        tables.remove_flow(key);
+    scratch.value = handle.value();
+    if scratch.value.flags & flow_flags::UNRESOLVED != 0 {
+        masquerade::resolve::<F, T, E>(tables, environment, scratch)?;
+    } else if !keep_twin(tables, environment, scratch) {
+        tables.remove_flow(&scratch.key);
         return Ok(false);
     }
+    let (key, value) = (&scratch.key, &scratch.value);
     if value.flags & flow_flags::MASQUERADED != 0 && masquerade::request(tables, key, value, InsertMode::New).is_err() {
         return Err(Reason::FlowTableFull);
     }
@@ -60,25 +60,30 @@ pub(super) fn keep<F: Family, T: Tables<F::Address>, E: Environment>(
 fn keep_twin<A: AddressBytes, T: Tables<A>, E: Environment>(
     tables: &T,
     environment: &E,
-    key: &FlowKey<A>,
-    value: &FlowValue<A>,
-    packet_flags: u8,
+    scratch: &mut Scratch<A>,
 ) -> bool {
-    let twin_key = flow::twin_key(key, value);
-    let expected = flow::twin_value(key, value);
-    let reopened = opens_connection(packet_flags);
-    let Some(twin) = tables.flow(&twin_key) else {
+    scratch.twin_key = flow::twin_key(&scratch.key, &scratch.value);
+    scratch.twin = flow::twin_value(&scratch.key, &scratch.value);
+    let Scratch {
+        key,
+        value,
+        twin_key,
+        twin: expected,
+        transport,
+    } = scratch;
+    let reopened = opens_connection(transport.tcp_flags);
+    let Some(twin) = tables.flow(twin_key) else {
         return !flow::is_over(environment, key.protocol, value, None, reopened)
             // A full table is no reason to give up the half that lives.
-            && tables.insert_flow(&twin_key, &expected, InsertMode::New) != Err(InsertError::Exists);
+            && tables.insert_flow(twin_key, expected, InsertMode::New) != Err(InsertError::Exists);
     };
     let twin = twin.value();
-    if !flow::same_rewrite(&twin, &expected) {
+    if !flow::same_rewrite(&twin, expected) {
         return false;
     }
     let over = flow::is_over(environment, key.protocol, value, Some(&twin), reopened);
     if over {
-        tables.remove_flow(&twin_key);
+        tables.remove_flow(twin_key);
     }
     !over
 }

@@ -77,7 +77,7 @@ reasons! {
     /// behaviour.md 4.1
     NoEndpoints = 8, Reject, "the service port has no endpoints";
     /// behaviour.md 4.2
-    NoLocalEndpoints = 9, Drop, "the service port has no endpoints on this node and its policy is Local";
+    NoLocalEndpoints = 9, Drop, "the service port has no endpoints on this node and its traffic policy is Local";
     /// The service entry names an endpoint that its set doesn't hold
     EndpointMissing = 10, Drop, "the endpoint set is incomplete";
     /// No room for another flow
@@ -88,6 +88,12 @@ reasons! {
     NoMasqueradeAddress = 13, Drop, "the device has no address to masquerade with";
     /// The packet could not be written
     RewriteFailed = 14, Drop, "the packet could not be rewritten";
+    /// behaviour.md 4.6
+    NoPort = 15, Reject, "the cluster address has no such port";
+    /// behaviour.md 4.7
+    Unallocated = 16, Drop, "no Service has this address of the cluster's Service range";
+    /// behaviour.md 3.10
+    SourceRefused = 17, Drop, "the source is in none of the Service's loadBalancerSourceRanges";
 }
 
 impl From<Reason> for Outcome {

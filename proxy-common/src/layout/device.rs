@@ -12,6 +12,8 @@ pub struct Device {
     pub masquerade_v6: [u8; 16],
     /// One of [`role`]
     pub role: u32,
+    /// Bits of [`device_flags`]
+    pub flags: u32,
     /// Interface name, padded with zero bytes (`IFNAMSIZ`)
     pub name: [u8; 16],
 }
@@ -26,6 +28,12 @@ pub mod role {
     pub const OVERLAY: u32 = 3;
 }
 
+/// Bits of [`Device::flags`].
+pub mod device_flags {
+    /// behaviour.md 5.8: packets that arrive here are local pods'
+    pub const LOCAL_TRAFFIC: u32 = 1;
+}
+
 plain! {
-    Device = 40;
+    Device = 44;
 }

@@ -6,24 +6,30 @@
 //!
 //! Invariant: this room knows nothing else. Whoever changes a type here raises [`VERSION`].
 
+mod affinity;
 mod counter;
 mod device;
 mod filter;
 mod flow;
+mod node;
 mod service;
 mod settings;
 mod slot;
+mod source;
 
+pub use affinity::{AffinityKey, AffinityValue, CLUSTER_LIST, LOCAL_LIST, Member, MemberKey};
 pub use counter::{Counter, ServiceCounter};
-pub use device::{Device, role};
+pub use device::{Device, device_flags, role};
 pub use filter::{FILTER_WORDS, filter_bit};
 pub use flow::{EGRESS, FlowKey, FlowValue, INGRESS, flow_flags, history};
-pub use service::{AFFINITY_NONE, ServiceKey, ServiceName, ServiceValue, service_flags};
+pub use node::{MAX_SERVICE_RANGES, Range, ServiceRanges, address_flags};
+pub use service::{AFFINITY_NONE, ServiceKey, ServiceName, ServiceValue, frontend_kind, service_flags};
 pub use settings::{Settings, TICK_SHIFT, Timeouts};
 pub use slot::{Backend, SlotKey};
+pub use source::{LOCAL_PODS, Source, SourceKey};
 
 /// Version of all layouts together; part of the pin directory's name.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 mod private {
     /// Keeps [`super::Plain`] and [`super::AddressBytes`] to the types of this room.
@@ -37,6 +43,9 @@ pub trait AddressBytes: Copy + Eq + core::hash::Hash + core::fmt::Debug + Defaul
 
     /// Mixes the address into 64 bits, for hashing.
     fn fold(&self) -> u64;
+
+    /// Whether the address is `network` under `mask`; never, where the mask is zero.
+    fn is_in(&self, network: &Self, mask: &Self) -> bool;
 }
 
 impl private::Sealed for [u8; 4] {}
@@ -51,6 +60,12 @@ impl AddressBytes for [u8; 4] {
     fn fold(&self) -> u64 {
         u64::from(u32::from_be_bytes(*self))
     }
+
+    #[inline(always)]
+    fn is_in(&self, network: &Self, mask: &Self) -> bool {
+        let mask = u32::from_ne_bytes(*mask);
+        mask != 0 && u32::from_ne_bytes(*self) & mask == u32::from_ne_bytes(*network)
+    }
 }
 
 impl AddressBytes for [u8; 16] {
@@ -60,13 +75,25 @@ impl AddressBytes for [u8; 16] {
 
     #[inline(always)]
     fn fold(&self) -> u64 {
-        let [high, low] = [0, 8].map(|at| {
-            let mut half = [0; 8];
-            half.copy_from_slice(&self[at..at + 8]);
-            u64::from_be_bytes(half)
-        });
+        let [high, low] = halves(self).map(u64::from_be);
         high.wrapping_mul(0xFF51_AFD7_ED55_8CCD).rotate_left(32) ^ low
     }
+
+    #[inline(always)]
+    fn is_in(&self, network: &Self, mask: &Self) -> bool {
+        let ([high, low], [mask_high, mask_low]) = (halves(self), halves(mask));
+        mask_high != 0 && [high & mask_high, low & mask_low] == halves(network)
+    }
+}
+
+/// The halves of an IPv6 address as they stand in memory.
+#[inline(always)]
+fn halves(address: &[u8; 16]) -> [u64; 2] {
+    [0, 8].map(|at| {
+        let mut half = [0; 8];
+        half.copy_from_slice(&address[at..at + 8]);
+        u64::from_ne_bytes(half)
+    })
 }
 
 /// A table type: any bit pattern is a value of it and it has no padding, so it may cross into the kernel as bytes.
@@ -89,6 +116,9 @@ plain! {
     u64 = 8;
 }
 
+impl Plain for [u8; 4] {}
+impl Plain for [u8; 16] {}
+
 /// Kind of a BPF map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableKind {
@@ -100,6 +130,10 @@ pub enum TableKind {
     Array,
     /// `BPF_MAP_TYPE_PERCPU_ARRAY`
     PerCpuArray,
+    /// `BPF_MAP_TYPE_LRU_HASH`: written by the programs, which may always write
+    LruHash,
+    /// `BPF_MAP_TYPE_LPM_TRIE`
+    LpmTrie,
 }
 
 /// One pinned table: its name (map name and pin file name) and shape.
@@ -136,12 +170,19 @@ pub const MAX_SERVICES: u32 = 65_536;
 pub const MAX_SLOTS: u32 = 524_288;
 /// Default number of flow entries of one family; a connection takes two, a masqueraded one four.
 pub const MAX_FLOWS: u32 = 524_288;
+/// Default number of clients of one family whose endpoint is remembered.
+pub const MAX_AFFINITIES: u32 = 65_536;
+/// Default number of source ranges of one family.
+pub const MAX_SOURCES: u32 = 65_536;
+/// Default number of addresses of one family that a node has.
+pub const MAX_ADDRESSES: u32 = 4096;
 
 /// All tables, by name.
 pub mod tables {
     use super::{
-        Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, MAX_FLOWS, MAX_SERVICES, MAX_SLOTS, ServiceCounter,
-        ServiceKey, ServiceName, ServiceValue, SlotKey, TableKind, TableSpec, table,
+        AffinityKey, AffinityValue, Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, MAX_ADDRESSES,
+        MAX_AFFINITIES, MAX_FLOWS, MAX_SERVICES, MAX_SLOTS, MAX_SOURCES, Member, MemberKey, ServiceCounter, ServiceKey,
+        ServiceName, ServiceRanges, ServiceValue, SlotKey, SourceKey, TableKind, TableSpec, table,
     };
 
     /// IPv4 frontends
@@ -160,6 +201,28 @@ pub mod tables {
     /// IPv6 flows
     pub const FLOWS_V6: TableSpec =
         table::<FlowKey<[u8; 16]>, FlowValue<[u8; 16]>>("flows_v6", TableKind::Hash, MAX_FLOWS);
+    /// Which endpoint an IPv4 client used last
+    pub const AFFINITY_V4: TableSpec =
+        table::<AffinityKey<[u8; 4]>, AffinityValue<[u8; 4]>>("affinity_v4", TableKind::LruHash, MAX_AFFINITIES);
+    /// Which endpoint an IPv6 client used last
+    pub const AFFINITY_V6: TableSpec =
+        table::<AffinityKey<[u8; 16]>, AffinityValue<[u8; 16]>>("affinity_v6", TableKind::LruHash, MAX_AFFINITIES);
+    /// IPv4 endpoints that affinity may lead to
+    pub const MEMBERS_V4: TableSpec =
+        table::<MemberKey<[u8; 4]>, Member>("members_v4", TableKind::SparseHash, MAX_SLOTS);
+    /// IPv6 endpoints that affinity may lead to
+    pub const MEMBERS_V6: TableSpec =
+        table::<MemberKey<[u8; 16]>, Member>("members_v6", TableKind::SparseHash, MAX_SLOTS);
+    /// IPv4 ranges of clients
+    pub const SOURCES_V4: TableSpec = table::<SourceKey<[u8; 4]>, u32>("sources_v4", TableKind::LpmTrie, MAX_SOURCES);
+    /// IPv6 ranges of clients
+    pub const SOURCES_V6: TableSpec = table::<SourceKey<[u8; 16]>, u32>("sources_v6", TableKind::LpmTrie, MAX_SOURCES);
+    /// The node's own IPv4 addresses
+    pub const ADDRESSES_V4: TableSpec = table::<[u8; 4], u32>("addresses_v4", TableKind::SparseHash, MAX_ADDRESSES);
+    /// The node's own IPv6 addresses
+    pub const ADDRESSES_V6: TableSpec = table::<[u8; 16], u32>("addresses_v6", TableKind::SparseHash, MAX_ADDRESSES);
+    /// Ranges that cluster addresses are from
+    pub const SERVICE_RANGES: TableSpec = table::<u32, ServiceRanges>("service_ranges", TableKind::Array, 1);
     /// Names of service ports by service id
     pub const SERVICE_NAMES: TableSpec =
         table::<u32, ServiceName>("service_names", TableKind::SparseHash, MAX_SERVICES);
@@ -176,13 +239,22 @@ pub mod tables {
         table::<u32, ServiceCounter>("service_counts", TableKind::PerCpuArray, MAX_SERVICES);
 
     /// Every table
-    pub const ALL: [TableSpec; 12] = [
+    pub const ALL: [TableSpec; 21] = [
         SERVICES_V4,
         SERVICES_V6,
         SLOTS_V4,
         SLOTS_V6,
         FLOWS_V4,
         FLOWS_V6,
+        AFFINITY_V4,
+        AFFINITY_V6,
+        MEMBERS_V4,
+        MEMBERS_V6,
+        SOURCES_V4,
+        SOURCES_V6,
+        ADDRESSES_V4,
+        ADDRESSES_V6,
+        SERVICE_RANGES,
         SERVICE_NAMES,
         DEVICES,
         FRONTEND_FILTER,

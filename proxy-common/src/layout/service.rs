@@ -26,6 +26,11 @@ impl<A: AddressBytes> ServiceKey<A> {
             reserved: 0,
         }
     }
+
+    /// Key of the entry that answers for the ports of `address` that no Service has.
+    pub const fn wildcard(address: A) -> Self {
+        Self::new(address, 0, 0)
+    }
 }
 
 /// A frontend: the service port it belongs to and the endpoint sets it may choose from.
@@ -58,6 +63,36 @@ pub const AFFINITY_NONE: u32 = 0;
 pub mod service_flags {
     /// behaviour.md 2.9: an endpoint exists somewhere, so an empty list means drop rather than reject
     pub const HAS_ENDPOINTS: u32 = 1;
+    /// Traffic policy Local: chooses from `local_set`
+    pub const LOCAL: u32 = 1 << 1;
+    /// behaviour.md 5.6: with [`LOCAL`], local pods and the node itself choose from `cluster_set` nevertheless
+    pub const SHORT_CIRCUIT: u32 = 1 << 2;
+    /// behaviour.md 5.4: every client is hidden from the backend
+    pub const MASQUERADE: u32 = 1 << 3;
+    /// behaviour.md 5.3: clients that are not local pods are hidden from the backend
+    pub const MASQUERADE_OUTSIDERS: u32 = 1 << 4;
+    /// behaviour.md 5.6: clients with an address of the node are hidden from the backend
+    pub const MASQUERADE_HOST: u32 = 1 << 5;
+    /// behaviour.md 3.10: only sources in table `sources_*` under this service id are let in
+    pub const RESTRICTED: u32 = 1 << 6;
+    /// behaviour.md 4.6: answers for the ports of a ClusterIP that no Service has (`port` and `protocol` are 0)
+    pub const WILDCARD: u32 = 1 << 7;
+    /// Position of the [`super::frontend_kind`]
+    pub const KIND_SHIFT: u32 = 8;
+}
+
+/// What kind of address a frontend is (behaviour.md 3.1), in [`ServiceValue::flags`] at [`service_flags::KIND_SHIFT`].
+pub mod frontend_kind {
+    /// An address of `spec.clusterIPs`
+    pub const CLUSTER_IP: u32 = 0;
+    /// An address of `spec.externalIPs`
+    pub const EXTERNAL_IP: u32 = 1;
+    /// An address of `status.loadBalancer.ingress`
+    pub const LOAD_BALANCER: u32 = 2;
+    /// A port on this node's addresses
+    pub const NODE_PORT: u32 = 3;
+    /// All bits of a kind
+    pub const MASK: u32 = 3;
 }
 
 /// Name of a service port, UTF-8 padded with zero bytes: what reading commands show without agent or API server.

@@ -1,7 +1,7 @@
 //! IPv4 and IPv6 behind one trait: the pipeline exists once.
 
 use super::{Addresses, Packet, Side, Skip, TCP, Transport, UDP, View as _, ViewMut as _, checksum};
-use crate::layout::{AddressBytes, Device};
+use crate::layout::{AddressBytes, Device, MAX_SERVICE_RANGES, Range, ServiceRanges};
 
 /// An address family.
 pub trait Family: Copy + 'static {
@@ -24,6 +24,9 @@ pub trait Family: Copy + 'static {
 
     /// The masquerade address of this family on a device, if there is one.
     fn masquerade_address(device: &Device) -> Option<Self::Address>;
+
+    /// The ranges of this family that cluster addresses are from.
+    fn service_ranges(ranges: &ServiceRanges) -> &[Range<Self::Address>; MAX_SERVICE_RANGES];
 }
 
 /// IPv4 (RFC 791).
@@ -85,6 +88,11 @@ impl Family for V4 {
     fn masquerade_address(device: &Device) -> Option<[u8; 4]> {
         (device.masquerade_v4 != [0; 4]).then_some(device.masquerade_v4)
     }
+
+    #[inline(always)]
+    fn service_ranges(ranges: &ServiceRanges) -> &[Range<[u8; 4]>; MAX_SERVICE_RANGES] {
+        &ranges.v4
+    }
 }
 
 /// IPv6 (RFC 8200).
@@ -138,6 +146,11 @@ impl Family for V6 {
 
     fn masquerade_address(device: &Device) -> Option<[u8; 16]> {
         (device.masquerade_v6 != [0; 16]).then_some(device.masquerade_v6)
+    }
+
+    #[inline(always)]
+    fn service_ranges(ranges: &ServiceRanges) -> &[Range<[u8; 16]>; MAX_SERVICE_RANGES] {
+        &ranges.v6
     }
 }
 

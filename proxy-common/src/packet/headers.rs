@@ -47,7 +47,8 @@ pub struct Addresses<A> {
 }
 
 /// The transport header of a packet that can be translated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Transport {
     /// Offset of the header
     pub offset: usize,

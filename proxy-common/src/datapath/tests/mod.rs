@@ -1,5 +1,6 @@
 //! The datapath on tables in memory, with clock and chance in the test's hands.
 
+mod affinity;
 mod checksums;
 mod collisions;
 mod endpoints;
@@ -7,6 +8,8 @@ mod flows;
 mod hairpin;
 mod halves;
 mod headers;
+mod own;
+mod policy;
 mod segment;
 mod world;
 

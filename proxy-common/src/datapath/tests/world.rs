@@ -8,10 +8,10 @@ use std::{
 
 use super::segment::{Endpoint, Segment, TestFamily, assert_checksums, endpoints};
 use crate::{
-    datapath::{Environment, FlowHandle, InsertError, InsertMode, Reason, Tables, Verdict, egress, ingress},
+    datapath::{Environment, FlowHandle, InsertError, InsertMode, Reason, Scratch, Tables, Verdict, egress, ingress},
     layout::{
-        AddressBytes, Backend, Counter, EGRESS, FlowKey, FlowValue, INGRESS, ServiceCounter, ServiceKey, ServiceValue,
-        SlotKey, Timeouts,
+        AddressBytes, AffinityKey, AffinityValue, Backend, Counter, EGRESS, FlowKey, FlowValue, INGRESS, Member,
+        MemberKey, ServiceCounter, ServiceKey, ServiceValue, SlotKey, Timeouts,
     },
     packet::{BufferPacket, TCP, UDP},
 };
@@ -43,10 +43,25 @@ pub(super) const TIMEOUTS: Timeouts = Timeouts {
 /// Flows by key.
 type Flows<A> = Rc<RefCell<HashMap<FlowKey<A>, FlowValue<A>>>>;
 
+/// Endpoints that clients used last.
+type Affinities<A> = HashMap<AffinityKey<A>, AffinityValue<A>>;
+
 /// All that the datapath needs, for one edge.
 pub(super) struct World<F: TestFamily> {
     services: HashMap<ServiceKey<F::Address>, ServiceValue>,
     slots: HashMap<SlotKey, Backend<F::Address>>,
+    affinities: RefCell<Affinities<F::Address>>,
+    members: HashMap<MemberKey<F::Address>, Member>,
+    /// Addresses that a service id, or the cluster's pods, have as sources
+    sources: HashSet<(u32, F::Address)>,
+    /// The node's own addresses
+    addresses: HashMap<F::Address, u32>,
+    /// Addresses of the Service range
+    service_addresses: HashSet<F::Address>,
+    /// The device's flags
+    pub(super) device_flags: Cell<u32>,
+    /// Keys of packets that sockets of the node get
+    sockets: HashSet<FlowKey<F::Address>>,
     frontends: HashSet<F::Address>,
     backends: HashSet<F::Address>,
     pub(super) flows: Flows<F::Address>,
@@ -80,6 +95,13 @@ impl<F: TestFamily> World<F> {
         Self {
             services: HashMap::new(),
             slots: HashMap::new(),
+            affinities: RefCell::default(),
+            members: HashMap::new(),
+            sources: HashSet::new(),
+            addresses: HashMap::new(),
+            service_addresses: HashSet::new(),
+            device_flags: Cell::new(0),
+            sockets: HashSet::new(),
             frontends: HashSet::new(),
             backends: HashSet::new(),
             flows: Flows::default(),
@@ -132,6 +154,52 @@ impl<F: TestFamily> World<F> {
         for protocol in [TCP, UDP] {
             self.services.insert(ServiceKey::new(address, port, protocol), service);
         }
+    }
+
+    /// Answers for the ports of an address that no Service has.
+    pub(super) fn set_wildcard(&mut self, address: u128) {
+        let address = F::address(address);
+        self.frontends.insert(address);
+        self.services
+            .insert(ServiceKey::wildcard(address), ServiceValue::default());
+    }
+
+    /// Adds endpoints to a set that [`World::serve_as`] made or that is new.
+    pub(super) fn set_members(&mut self, set: u32, since: u32, endpoints: &[Endpoint]) {
+        for (index, (address, port)) in (0..).zip(endpoints) {
+            let address = F::address(*address);
+            self.backends.insert(address);
+            let backend = Backend {
+                address,
+                port: *port,
+                reserved: 0,
+            };
+            self.slots.insert(SlotKey { set, index }, backend);
+            self.members
+                .insert(MemberKey::new(set, address, *port), Member { since });
+        }
+    }
+
+    /// Lets an address in as a source of a service id, or as a local pod's.
+    pub(super) fn add_source(&mut self, service: u32, address: u128) {
+        self.sources.insert((service, F::address(address)));
+    }
+
+    /// Makes an address the node's own.
+    pub(super) fn add_address(&mut self, address: u128, flags: u32) {
+        let address = F::address(address);
+        self.frontends.insert(address);
+        self.addresses.insert(address, flags);
+    }
+
+    /// Makes an address one of the Service range.
+    pub(super) fn add_service_address(&mut self, address: u128) {
+        self.service_addresses.insert(F::address(address));
+    }
+
+    /// Opens a socket of the node.
+    pub(super) fn add_socket(&mut self, protocol: u8, local: Endpoint, remote: Endpoint) {
+        self.sockets.insert(Self::key(INGRESS, protocol, remote, local));
     }
 
     /// Gives the edge a masquerade address: one of the node's own, so that packets to it are looked up.
@@ -225,8 +293,33 @@ impl<F: TestFamily> Tables<F::Address> for World<F> {
         self.backends.contains(address)
     }
 
-    fn service(&self, key: &ServiceKey<F::Address>) -> Option<ServiceValue> {
-        self.services.get(key).copied()
+    fn is_service_address(&self, address: &F::Address) -> bool {
+        self.service_addresses.contains(address)
+    }
+
+    fn address_flags(&self, address: &F::Address) -> u32 {
+        self.addresses.get(address).copied().unwrap_or(0)
+    }
+
+    fn is_source(&self, service: u32, address: &F::Address) -> bool {
+        self.sources.contains(&(service, *address))
+    }
+
+    fn service(&self, key: &ServiceKey<F::Address>, value: &mut ServiceValue) -> bool {
+        let found = self.services.get(key);
+        found.inspect(|found| *value = **found).is_some()
+    }
+
+    fn affinity(&self, key: &AffinityKey<F::Address>) -> Option<AffinityValue<F::Address>> {
+        self.affinities.borrow().get(key).copied()
+    }
+
+    fn set_affinity(&self, key: &AffinityKey<F::Address>, value: &AffinityValue<F::Address>) {
+        self.affinities.borrow_mut().insert(*key, *value);
+    }
+
+    fn member(&self, key: &MemberKey<F::Address>) -> Option<Member> {
+        self.members.get(key).copied()
     }
 
     fn slot(&self, key: &SlotKey) -> Option<Backend<F::Address>> {
@@ -259,8 +352,16 @@ impl<F: TestFamily> Tables<F::Address> for World<F> {
         self.flows.borrow_mut().remove(key);
     }
 
+    fn with_scratch(&self, with: impl FnOnce(&mut Scratch<F::Address>) -> Reason) -> Reason {
+        with(&mut Scratch::new())
+    }
+
     fn masquerade_address(&self, _device: u32) -> Option<F::Address> {
         self.masquerade.map(F::address)
+    }
+
+    fn device_flags(&self, _device: u32) -> u32 {
+        self.device_flags.get()
     }
 
     fn count(&self, reason: Reason, bytes: u32) {
@@ -294,5 +395,15 @@ impl<F: TestFamily> Environment for World<F> {
 
     fn timeouts(&self) -> Timeouts {
         TIMEOUTS
+    }
+
+    fn has_socket<A: AddressBytes>(&self, key: &FlowKey<A>) -> bool {
+        let same = |socket: &FlowKey<F::Address>| {
+            (socket.protocol, socket.source_port, socket.destination_port)
+                == (key.protocol, key.source_port, key.destination_port)
+                && socket.source.as_bytes() == key.source.as_bytes()
+                && socket.destination.as_bytes() == key.destination.as_bytes()
+        };
+        self.sockets.iter().any(same)
     }
 }

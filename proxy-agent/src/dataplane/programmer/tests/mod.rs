@@ -498,6 +498,7 @@ fn devices_come_and_go_with_their_masquerade_addresses() {
     let memory = Memory::default();
     let mut programmer = start(&memory);
     let device = Device {
+        flags: 0,
         masquerade_v4: [10, 244, 0, 1],
         ..Device::default()
     };

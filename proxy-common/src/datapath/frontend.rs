@@ -1,0 +1,40 @@
+//! Which frontend a packet is for (behaviour.md 3.4): an address of a Service, else a nodePort on an address of the node,
+//! else no port that anybody serves.
+
+use super::{Reason, Tables};
+use crate::layout::{AddressBytes, FlowKey, ServiceKey, ServiceValue, address_flags};
+
+/// [`FlowKey::protocol`] of packets without ports.
+pub(super) const NO_PORTS: u8 = 0;
+
+/// Finds the frontend that `key` at ingress is for.
+///
+/// The reason in place of one: [`Reason::NoPort`] for a cluster address (behaviour.md 4.6), [`Reason::Unallocated`] for
+/// what no Service has (4.7), [`Reason::NoFrontend`] for all that is none of ours (3.8, 4.9).
+#[inline(never)]
+pub(super) fn find<A: AddressBytes, T: Tables<A>>(
+    tables: &T,
+    key: &FlowKey<A>,
+    service: &mut ServiceValue,
+) -> Result<(), Reason> {
+    if key.protocol != NO_PORTS {
+        let exact = ServiceKey::new(key.destination, key.destination_port, key.protocol);
+        if tables.service(&exact, service) {
+            return Ok(());
+        }
+        if tables.address_flags(&key.destination) & address_flags::NODE_PORTS != 0 {
+            let node_port = ServiceKey::new(A::default(), key.destination_port, key.protocol);
+            if tables.service(&node_port, service) {
+                return Ok(());
+            }
+        }
+    }
+    let wildcard = ServiceKey::wildcard(key.destination);
+    Err(if tables.service(&wildcard, service) {
+        Reason::NoPort
+    } else if tables.is_service_address(&key.destination) {
+        Reason::Unallocated
+    } else {
+        Reason::NoFrontend
+    })
+}

@@ -1,0 +1,52 @@
+//! The node's own connections, which share its addresses with masqueraded ones.
+//!
+//! A masquerade takes no port that a socket of the node uses (see [`super::reserve`]); this is the other case: the node
+//! opens a connection whose ports a masquerade to the same backend has. Then the node's connection gets another port by a
+//! masquerade of its own, as the kernel's conntrack does it.
+
+use super::{Environment, FlowHandle as _, InsertMode, Tables};
+use crate::{
+    layout::{AddressBytes, FlowKey, FlowValue, INGRESS, flow_flags},
+    packet::{TCP, Transport, opens_connection},
+};
+
+/// Whether the packet could be the first of a connection.
+#[inline(always)]
+pub(super) const fn may_collide(transport: &Transport) -> bool {
+    transport.protocol != TCP || opens_connection(transport.tcp_flags)
+}
+
+/// Whether `key` at egress is the node's own and a masquerade has its ports; asks then for a masquerade of its own.
+#[inline(never)]
+pub(super) fn collides<A: AddressBytes, T: Tables<A>, E: Environment>(
+    tables: &T,
+    environment: &E,
+    key: &FlowKey<A>,
+) -> bool {
+    if tables.masquerade_address(environment.device()) != Some(key.source) {
+        return false;
+    }
+    let reply = FlowKey::new(
+        INGRESS,
+        key.protocol,
+        (key.destination, key.destination_port),
+        (key.source, key.source_port),
+    );
+    let Some(present) = tables.flow(&reply).map(|handle| handle.value()) else {
+        return false;
+    };
+    if present.flags & flow_flags::MASQUERADE == 0 {
+        return false;
+    }
+    let unresolved = FlowValue {
+        address: key.source,
+        port: key.source_port,
+        other_port: key.destination_port,
+        service: present.service,
+        last_seen: environment.now(),
+        address_difference: 0,
+        history: 0,
+        flags: flow_flags::MASQUERADE | flow_flags::UNRESOLVED,
+    };
+    tables.insert_flow(key, &unresolved, InsertMode::New).is_ok()
+}

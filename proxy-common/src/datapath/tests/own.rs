@@ -1,0 +1,97 @@
+//! The node's own connections and masqueraded ones, which share its addresses.
+
+use super::{
+    both_families,
+    segment::{Endpoint, Segment, TestFamily},
+    world::{BACKEND, CLIENT, NODE, VIP, World},
+};
+use crate::{
+    datapath::Reason,
+    layout::{ServiceValue, service_flags},
+    packet::{TCP, UDP},
+};
+
+const HERE: Endpoint = (CLIENT, 40_000);
+/// The node, with the port that the client has.
+const OWN: Endpoint = (NODE, 40_000);
+
+fn world<F: TestFamily>() -> World<F> {
+    let mut world = World::with_service();
+    world.masquerade_with(NODE);
+    let service = ServiceValue {
+        service: 2,
+        flags: service_flags::MASQUERADE,
+        cluster_set: 2,
+        cluster_count: 1,
+        ..ServiceValue::default()
+    };
+    world.set_service(VIP, service);
+    world
+}
+
+/// Sends the client's first packet through and tells what the backend sees.
+fn masqueraded<F: TestFamily>(world: &World<F>, protocol: u8) -> Endpoint {
+    assert_eq!(world.enter(&Segment::first(protocol, HERE, VIP)).destination, BACKEND);
+    world.leave(&Segment::first(protocol, HERE, BACKEND)).source
+}
+
+both_families! {
+    fn client_keeps_its_port_where_it_is_free<F>() {
+        for protocol in [TCP, UDP] {
+            let world = world::<F>();
+            assert_eq!(masqueraded(&world, protocol), OWN);
+            let answer = world.enter(&Segment::later(protocol, BACKEND, OWN));
+            assert_eq!((answer.source, answer.destination), (BACKEND, HERE));
+            assert_eq!(world.leave(&Segment::later(protocol, BACKEND, HERE)).source, VIP);
+        }
+    }
+
+    fn port_of_a_socket_of_the_node_is_not_taken<F>() {
+        for protocol in [TCP, UDP] {
+            let mut world = world::<F>();
+            world.add_socket(protocol, OWN, BACKEND);
+            let seen = masqueraded(&world, protocol);
+            assert_eq!(seen.0, NODE);
+            assert_ne!(seen, OWN);
+            // Its own packets pass both ways as they are.
+            let own = world.leave(&Segment::later(protocol, OWN, BACKEND));
+            assert_eq!((own.reason, own.source), (Reason::Unrelated, OWN));
+            assert_eq!(world.enter(&Segment::later(protocol, BACKEND, OWN)).destination, OWN);
+            assert_eq!(world.enter(&Segment::later(protocol, BACKEND, seen)).destination, HERE);
+        }
+    }
+
+    /// The masquerade was there first: the node's new connection gets another port, as under conntrack.
+    fn own_connection_gives_way_to_a_masquerade<F>() {
+        for protocol in [TCP, UDP] {
+            let world = world::<F>();
+            assert_eq!(masqueraded(&world, protocol), OWN);
+            let own = world.leave(&Segment::first(protocol, OWN, BACKEND));
+            assert_eq!((own.reason, own.source.0), (Reason::Established, NODE));
+            assert_ne!(own.source, OWN);
+            let answer = world.enter(&Segment::later(protocol, BACKEND, own.source));
+            assert_eq!(answer.destination, OWN);
+            assert_eq!(world.enter(&Segment::later(protocol, BACKEND, OWN)).destination, HERE);
+            assert_eq!(world.leave(&Segment::later(protocol, OWN, BACKEND)).source, own.source);
+        }
+    }
+
+    fn own_connections_pass_where_nothing_collides<F>() {
+        let world = world::<F>();
+        for protocol in [TCP, UDP] {
+            let own = world.leave(&Segment::first(protocol, OWN, BACKEND));
+            assert_eq!((own.reason, own.source), (Reason::Unrelated, OWN));
+        }
+        assert_eq!(world.entries(), 0);
+    }
+
+    fn exhausted_ports_are_told<F>() {
+        let mut world = world::<F>();
+        // Chance that always picks the first port finds it taken.
+        for port in [40_000, 1024] {
+            world.add_socket(TCP, (NODE, port), BACKEND);
+        }
+        world.enter(&Segment::first(TCP, HERE, VIP));
+        assert_eq!(world.leave(&Segment::first(TCP, HERE, BACKEND)).reason, Reason::PortsExhausted);
+    }
+}
