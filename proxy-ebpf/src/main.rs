@@ -23,62 +23,96 @@ const NEXT: i32 = -1;
 /// Drop the packet (`TCX_DROP`, `TC_ACT_SHOT`).
 const DROP: i32 = 2;
 
-/// Length of an Ethernet header.
+/// Lengths of link-layer headers: of Ethernet, and of a device that has none (see [`ingress_l3`]).
 const ETHERNET: usize = 14;
-/// `ETH_P_IP` and `ETH_P_IPV6` in network byte order, as `__sk_buff.protocol` has them.
+const NONE: usize = 0;
+/// `ETH_P_IP` and `ETH_P_IPV6` in network byte order, as `__sk_buff.protocol` has them on every kind of device.
 const IPV4: u32 = 0x0800_u16.to_be() as u32;
 const IPV6: u32 = 0x86dd_u16.to_be() as u32;
+/// The VLAN's number in a VLAN tag (IEEE 802.1Q, `VLAN_VID_MASK`).
+const VLAN_NUMBER: u32 = 0x0fff;
 
 /// Ingress of an edge with Ethernet headers.
 #[classifier]
 pub fn ingress(context: TcContext) -> i32 {
-    let skb = context.skb.skb;
-    match protocol(skb) {
-        IPV4 => ingress_of(skb, V4),
-        IPV6 => ingress_of(skb, V6),
-        _ => NEXT,
-    }
+    ingress_behind::<ETHERNET>(context)
 }
 
 /// Egress of an edge with Ethernet headers.
 #[classifier]
 pub fn egress(context: TcContext) -> i32 {
+    egress_behind::<ETHERNET>(context)
+}
+
+/// Ingress of an edge whose packets begin with the network header: ipip, wireguard, tun, ppp and their like.
+#[classifier]
+pub fn ingress_l3(context: TcContext) -> i32 {
+    ingress_behind::<NONE>(context)
+}
+
+/// Egress of an edge whose packets begin with the network header.
+#[classifier]
+pub fn egress_l3(context: TcContext) -> i32 {
+    egress_behind::<NONE>(context)
+}
+
+#[inline(always)]
+fn ingress_behind<const LINK: usize>(context: TcContext) -> i32 {
     let skb = context.skb.skb;
     match protocol(skb) {
-        IPV4 => egress_of(skb, V4),
-        IPV6 => egress_of(skb, V6),
+        IPV4 => ingress_of::<LINK, _>(skb, V4),
+        IPV6 => ingress_of::<LINK, _>(skb, V6),
+        _ => NEXT,
+    }
+}
+
+#[inline(always)]
+fn egress_behind<const LINK: usize>(context: TcContext) -> i32 {
+    let skb = context.skb.skb;
+    match protocol(skb) {
+        IPV4 => egress_of::<LINK, _>(skb, V4),
+        IPV6 => egress_of::<LINK, _>(skb, V6),
         _ => NEXT,
     }
 }
 
 /// Not inlined, so that the families do not add up on the stack.
 #[inline(never)]
-fn ingress_of<F: Family>(skb: *mut __sk_buff, family: F) -> i32
+fn ingress_of<const LINK: usize, F: Family>(skb: *mut __sk_buff, family: F) -> i32
 where
     Maps<F>: Tables<F::Address>,
 {
     action(
         skb,
-        datapath::ingress::<F, _, _, _>(&mut Skb::<ETHERNET>::new(skb), &Maps(family), &environment(skb)),
+        datapath::ingress::<F, _, _, _>(&mut Skb::<LINK>::new(skb), &Maps(family), &environment(skb)),
     )
 }
 
 /// Not inlined, so that the families do not add up on the stack.
 #[inline(never)]
-fn egress_of<F: Family>(skb: *mut __sk_buff, family: F) -> i32
+fn egress_of<const LINK: usize, F: Family>(skb: *mut __sk_buff, family: F) -> i32
 where
     Maps<F>: Tables<F::Address>,
 {
     action(
         skb,
-        datapath::egress::<F, _, _, _>(&mut Skb::<ETHERNET>::new(skb), &Maps(family), &environment(skb)),
+        datapath::egress::<F, _, _, _>(&mut Skb::<LINK>::new(skb), &Maps(family), &environment(skb)),
     )
 }
 
+/// The protocol of a packet that is for the hook's device; 0 for others.
+///
+/// What carries a VLAN tag is left to the hooks of the VLAN's own device, lest it be served twice. (Tag number 0 only has a
+/// priority; the packet is the device's own.)
 #[inline(always)]
 fn protocol(skb: *mut __sk_buff) -> u32 {
-    // SAFETY: a field of the program's own context.
-    unsafe { (*skb).protocol }
+    // SAFETY: fields of the program's own context.
+    unsafe {
+        if (*skb).vlan_present != 0 && (*skb).vlan_tci & VLAN_NUMBER != 0 {
+            return 0;
+        }
+        (*skb).protocol
+    }
 }
 
 #[inline(always)]

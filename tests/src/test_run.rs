@@ -1,6 +1,11 @@
 //! The kernel programs under `BPF_PROG_TEST_RUN`: real programs and maps, one packet at a time, no device.
 
-use std::{env, fs, path::PathBuf, time::Duration};
+use std::{
+    env, fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
@@ -22,6 +27,9 @@ pub const DROP: i32 = 2;
 
 /// The interface index that programs see: the loopback device's, whose packets the kernel pretends to test with.
 pub const DEVICE: u32 = 1;
+
+/// Names of the programs: those for frames, and those for packets without a link-layer header.
+pub const PROGRAMS: [&str; 4] = ["ingress", "egress", "ingress_l3", "egress_l3"];
 
 /// The programs, loaded into the kernel with maps of their own.
 pub struct Kernel {
@@ -87,7 +95,7 @@ impl Kernel {
         // As in use: logging is off, and costs nothing.
         loader.override_global("AYA_LOG_LEVEL", &0u8, true);
         let mut ebpf = loader.load(&object).context("cannot make the maps")?;
-        for name in ["ingress", "egress"] {
+        for name in PROGRAMS {
             program(&mut ebpf, name)?
                 .load()
                 .with_context(|| format!("cannot load {name}"))?;
@@ -109,8 +117,28 @@ impl Kernel {
     /// # Errors
     /// If the kernel refuses the frame.
     pub fn run(&mut self, hook: Hook, frame: &[u8], repeat: u32) -> Result<Ran> {
+        self.run_program(name(hook), frame, repeat)
+    }
+
+    /// Runs a packet without a link-layer header through a hook of a device that has none.
+    ///
+    /// The kernel takes any test packet for an Ethernet frame, and its 13th and 14th byte for the protocol: they must be the
+    /// EtherType of the packet's family. In IP headers these bytes are part of the source address, which
+    /// [`bare_source`] makes fit.
+    ///
+    /// # Errors
+    /// If the kernel refuses the packet.
+    pub fn run_bare(&mut self, hook: Hook, packet: &[u8]) -> Result<Ran> {
+        let name = match hook {
+            Hook::Ingress => "ingress_l3",
+            Hook::Egress => "egress_l3",
+        };
+        self.run_program(name, packet, 1)
+    }
+
+    fn run_program(&mut self, name: &str, frame: &[u8], repeat: u32) -> Result<Ran> {
         let mut out = vec![0; frame.len()];
-        let result = program(&mut self.ebpf, name(hook))?
+        let result = program(&mut self.ebpf, name)?
             .test_run(TestRunOptions {
                 data_in: Some(frame),
                 data_out: Some(&mut out),
@@ -129,23 +157,32 @@ impl Kernel {
         })
     }
 
-    /// How many instructions the verifier went through for a hook's program.
+    /// How many instructions the verifier went through for one of [`PROGRAMS`].
     ///
     /// # Errors
     /// If the kernel does not tell.
-    pub fn verified_instructions(&mut self, hook: Hook) -> Result<u32> {
-        let info = program(&mut self.ebpf, name(hook))?.info()?;
+    pub fn verified_instructions(&mut self, name: &str) -> Result<u32> {
+        let info = program(&mut self.ebpf, name)?.info()?;
         info.verified_instruction_count()
             .context("the kernel does not tell verified instructions")
     }
 
-    /// Size of a hook's program as the verifier left it, in bytes.
+    /// Size of one of [`PROGRAMS`] as the verifier left it, in bytes.
     ///
     /// # Errors
     /// If the kernel does not tell.
-    pub fn translated_size(&mut self, hook: Hook) -> Result<u32> {
-        let info = program(&mut self.ebpf, name(hook))?.info()?;
+    pub fn translated_size(&mut self, name: &str) -> Result<u32> {
+        let info = program(&mut self.ebpf, name)?.info()?;
         info.size_translated().context("the kernel does not tell the size")
+    }
+}
+
+/// A source address for [`Kernel::run_bare`]: 8.0.0.`host`, or 2001:db8:86dd::`host`.
+pub fn bare_source(ipv6: bool, host: u8) -> IpAddr {
+    if ipv6 {
+        Ipv6Addr::new(0x2001, 0xdb8, 0x86dd, 0, 0, 0, 0, host.into()).into()
+    } else {
+        Ipv4Addr::new(8, 0, 0, host).into()
     }
 }
 

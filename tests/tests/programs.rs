@@ -1,34 +1,52 @@
 //! What the kernel programs cost the verifier, held below bounds: a change that makes them much larger is to be noticed.
 
+use std::net::SocketAddr;
+
 use anyhow::{Result, ensure};
 use object::{Object as _, ObjectSymbol as _};
 use proxy_agent::dataplane::simulation::Hook;
+use proxy_common::{
+    layout::{Backend, filter_bit},
+    packet::{TCP, UDP, V4, V6, tcp_flags},
+};
 use proxy_tests::{
+    fixtures::{Packet, Pair, TestFamily, answer},
     skip,
     test_run::{self, Kernel},
 };
 
 /// What a program may cost: about a tenth more than measured on Linux 6.18 (kernels differ in how they count).
 struct Budget {
-    hook: Hook,
+    program: &'static str,
     /// Instructions that the verifier goes through; it gives up at 1,000,000 (`BPF_COMPLEXITY_LIMIT_INSNS`)
     verified: u32,
     /// Bytes of the program as the verifier leaves it
     translated: u32,
 }
 
-const BUDGETS: [Budget; 2] = [
+/// Packets without a link-layer header cost what frames do.
+const BUDGETS: [Budget; 4] = [
+    ingress("ingress"),
+    egress("egress"),
+    ingress("ingress_l3"),
+    egress("egress_l3"),
+];
+
+const fn ingress(program: &'static str) -> Budget {
     Budget {
-        hook: Hook::Ingress,
+        program,
         verified: 66_000,
         translated: 52_000,
-    },
+    }
+}
+
+const fn egress(program: &'static str) -> Budget {
     Budget {
-        hook: Hook::Egress,
+        program,
         verified: 34_000,
         translated: 34_000,
-    },
-];
+    }
+}
 
 #[test]
 fn programs_stay_within_their_budgets() -> Result<()> {
@@ -37,17 +55,21 @@ fn programs_stay_within_their_budgets() -> Result<()> {
     }
     let mut kernel = Kernel::load(64)?;
     for Budget {
-        hook,
+        program,
         verified,
         translated,
     } in BUDGETS
     {
         for (what, cost, limit) in [
-            ("verified instructions", kernel.verified_instructions(hook)?, verified),
-            ("bytes translated", kernel.translated_size(hook)?, translated),
+            (
+                "verified instructions",
+                kernel.verified_instructions(program)?,
+                verified,
+            ),
+            ("bytes translated", kernel.translated_size(program)?, translated),
         ] {
-            println!("{hook:?}: {cost} {what} of {limit}");
-            ensure!(cost <= limit, "{hook:?} has {cost} {what}, more than its {limit}");
+            println!("{program}: {cost} {what} of {limit}");
+            ensure!(cost <= limit, "{program} has {cost} {what}, more than its {limit}");
         }
     }
     Ok(())
@@ -62,7 +84,7 @@ fn programs_cannot_panic() -> Result<()> {
     let bytes = test_run::object()?;
     let object = object::File::parse(&bytes[..])?;
     let names: Vec<_> = object.symbols().filter_map(|symbol| symbol.name().ok()).collect();
-    for program in ["ingress", "egress"] {
+    for program in test_run::PROGRAMS {
         ensure!(names.contains(&program), "no symbol {program} in {names:?}");
     }
     let panics: Vec<_> = names
@@ -71,4 +93,74 @@ fn programs_cannot_panic() -> Result<()> {
         .collect();
     ensure!(panics.is_empty(), "{panics:?}");
     Ok(())
+}
+
+/// Length of the Ethernet header of a frame.
+const ETHERNET: usize = 14;
+
+/// A packet through the programs of a device without link-layer header comes out as its frame does of the others; either
+/// kind of program begins the flow, the other goes on with it.
+fn bare_packets_fare_like_frames<F: TestFamily>() -> Result<()> {
+    let mut kernel = Kernel::load(64)?;
+    drop(Pair::<F>::new(&mut kernel)?);
+    let ipv6 = F::PLACES.client.is_ipv6();
+    let address = F::address(test_run::bare_source(ipv6, 9));
+    let (word, bit) = filter_bit(&address);
+    kernel.tables().backend_filter.insert(&word, &bit)?;
+    let slots = &mut F::tables_mut(kernel.tables()).slots;
+    for (key, backend) in slots.entries()? {
+        slots.insert(&key, &Backend { address, ..backend })?;
+    }
+    for (protocol, bare_begins, port) in [(TCP, true, 1), (TCP, false, 2), (UDP, true, 3), (UDP, false, 4)] {
+        let client = SocketAddr::new(test_run::bare_source(ipv6, 1), port);
+        let request = Packet::first(protocol, client, F::PLACES.web).frame();
+        let mut through = |hook, frame: &[u8], bare_first: bool| -> Result<Vec<u8>> {
+            let mut whole = None;
+            for bare in [bare_first, !bare_first] {
+                if bare {
+                    let ran = kernel.run_bare(hook, &frame[ETHERNET..])?;
+                    ensure!(ran.verdict == test_run::NEXT, "{hook:?}: {ran:02x?}");
+                    let bare = [&frame[..ETHERNET], &ran.frame].concat();
+                    ensure!(
+                        *whole.get_or_insert_with(|| bare.clone()) == bare,
+                        "{hook:?}: {bare:02x?}"
+                    );
+                } else {
+                    let ran = kernel.run(hook, frame, 1)?;
+                    ensure!(ran.verdict == test_run::NEXT, "{hook:?}: {ran:02x?}");
+                    ensure!(
+                        *whole.get_or_insert_with(|| ran.frame.clone()) == ran.frame,
+                        "{hook:?}: {ran:02x?}"
+                    );
+                }
+            }
+            let whole = whole.unwrap_or_default();
+            ensure!(whole != frame, "{hook:?}: not rewritten");
+            Ok(whole)
+        };
+        let to_backend = through(Hook::Ingress, &request, bare_begins)?;
+        let reply = answer(&to_backend, tcp_flags::SYN | tcp_flags::ACK)?;
+        let to_client = through(Hook::Egress, &reply, bare_begins)?;
+        ensure!(
+            to_client == answer(&request, tcp_flags::SYN | tcp_flags::ACK)?,
+            "{to_client:02x?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn bare_packets_fare_like_frames_ipv4() -> Result<()> {
+    if let Some(obstacle) = test_run::obstacle() {
+        skip!("{obstacle}");
+    }
+    bare_packets_fare_like_frames::<V4>()
+}
+
+#[test]
+fn bare_packets_fare_like_frames_ipv6() -> Result<()> {
+    if let Some(obstacle) = test_run::obstacle() {
+        skip!("{obstacle}");
+    }
+    bare_packets_fare_like_frames::<V6>()
 }
