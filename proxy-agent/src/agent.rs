@@ -2,7 +2,12 @@
 //!
 //! Level-triggered: an event says what is, not what to do; what was missed or failed is made good by the next look.
 
-use std::{collections::BTreeSet, future::pending, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::pending,
+    net::IpAddr,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use tokio::{
@@ -14,7 +19,7 @@ use tokio::{
 use crate::{
     dataplane::{
         self, Dataplane,
-        edge::{EdgePolicy, edges},
+        edge::{Class, EdgePolicy, Role, classes, edges},
         network::NetworkWatch,
     },
     model::{Changes, Model, Problem},
@@ -65,6 +70,8 @@ pub struct Agent {
     dataplane: Dataplane,
     edges: EdgePolicy,
     node_addresses: NodeAddresses,
+    /// What each device is, as logged
+    classes: BTreeMap<String, Class>,
     /// Why the devices could not be looked at
     device_problem: Option<Problem>,
     told: BTreeSet<Problem>,
@@ -80,6 +87,7 @@ impl Agent {
             dataplane,
             edges,
             node_addresses,
+            classes: BTreeMap::new(),
             device_problem: None,
             told: BTreeSet::new(),
             synced: false,
@@ -156,6 +164,7 @@ impl Agent {
         self.edges.node_addresses = (self.node_addresses)(&self.model);
         self.device_problem = match network.network().await {
             Ok(network) => {
+                self.tell_classes(classes(&network, &self.edges));
                 let edges = edges(&network, &self.edges);
                 self.dataplane.set_edges(&edges, dataplane::now());
                 None
@@ -166,6 +175,21 @@ impl Agent {
                 reason: format!("{error:#}"),
             }),
         };
+    }
+
+    /// Logs what a device is, once. Pods come and go, and `status` lists them.
+    fn tell_classes(&mut self, classes: BTreeMap<String, Class>) {
+        for (device, class) in classes
+            .iter()
+            .filter(|(name, class)| self.classes.get(*name) != Some(class))
+        {
+            match class {
+                Ok((role @ Role::Pod, why)) => tracing::debug!("device {device}: {role}, {why}"),
+                Ok((role, why)) => tracing::info!("device {device}: {role}, {why}"),
+                Err(why) => tracing::info!("device {device}: no edge, {why}"),
+            }
+        }
+        self.classes = classes;
     }
 
     /// Logs each problem once when it comes, and once when it goes.

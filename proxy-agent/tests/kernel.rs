@@ -20,7 +20,7 @@ use proxy_agent::{
         self, Dataplane, Method, Options,
         cleanup::cleanup,
         collect,
-        edge::{Edge, EdgePolicy, Role, edges},
+        edge::{Edge, EdgePolicy, Framing, Role, Why, edges},
         kernel,
         network::NetworkWatch,
         pin::PinDirectory,
@@ -363,6 +363,9 @@ fn a_device_recreated_under_its_old_index_is_attached_anew() {
         let edge = Edge {
             name: "pod1".to_owned(),
             role: Role::Pod,
+            why: Why::Pair,
+            framing: Framing::Ethernet,
+            local_traffic: false,
             masquerade_v4: None,
             masquerade_v6: None,
         };

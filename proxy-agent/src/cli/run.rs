@@ -14,9 +14,10 @@ use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberI
 use super::input::InputArgs;
 use crate::{
     agent::{Agent, Ending},
+    config::LocalTraffic,
     dataplane::{
         self, Dataplane, LogLevel, Method, Options,
-        edge::EdgePolicy,
+        edge::{EdgePolicy, InterfaceMatch},
         pin::{DEFAULT_PIN_DIRECTORY, PinDirectory},
     },
     model::Model,
@@ -47,9 +48,17 @@ pub(crate) struct RunArgs {
     #[arg(long = "pod-devices", value_name = "PATTERN")]
     pod_devices: Vec<glob::Pattern>,
 
-    /// Name pattern of devices that lead to other nodes, whatever they look like; may be repeated
+    /// Name pattern of devices that lead to other nodes and clients, whatever they look like; may be repeated
     #[arg(long = "uplink-devices", value_name = "PATTERN")]
     uplink_devices: Vec<glob::Pattern>,
+
+    /// Name pattern of devices that lead to other nodes through a tunnel, whatever they look like; may be repeated
+    #[arg(long = "overlay-devices", value_name = "PATTERN")]
+    overlay_devices: Vec<glob::Pattern>,
+
+    /// Name pattern of devices to leave alone, whatever they look like and other patterns say; may be repeated
+    #[arg(long = "ignore-devices", value_name = "PATTERN")]
+    ignored_devices: Vec<glob::Pattern>,
 
     /// How programs are attached
     #[arg(long, value_enum, default_value_t = Method::Auto)]
@@ -103,8 +112,15 @@ impl RunArgs {
         tracing::info!(node = node_name, "serving");
         let edges = EdgePolicy {
             node_addresses: Vec::new(),
+            ignored: self.ignored_devices,
             pods: self.pod_devices,
             uplinks: self.uplink_devices,
+            overlays: self.overlay_devices,
+            local_traffic: match &config.local_traffic {
+                LocalTraffic::ClusterCidr(_) | LocalTraffic::NodeCidr => None,
+                LocalTraffic::BridgeInterface(name) => Some(InterfaceMatch::Name(name.clone())),
+                LocalTraffic::InterfaceNamePrefix(prefix) => Some(InterfaceMatch::Prefix(prefix.clone())),
+            },
         };
         let input = self.input;
         let node_addresses = Box::new(move |model: &Model| input.node_addresses(&config, model.node()));

@@ -27,7 +27,16 @@ fn text(status: &Status) -> String {
         (true, None) => "running".to_owned(),
         (false, _) => "not running; what is pinned goes on forwarding".to_owned(),
     };
-    let mut devices = table(["DEVICE", "INDEX", "ROLE", "INGRESS", "EGRESS", "MASQUERADE"]);
+    let mut devices = table([
+        "DEVICE",
+        "INDEX",
+        "ROLE",
+        "WHY",
+        "LINK HEADER",
+        "INGRESS",
+        "EGRESS",
+        "MASQUERADE",
+    ]);
     for device in &status.devices {
         let masquerade: Vec<_> = [
             device.masquerade_v4.map(|address| address.to_string()),
@@ -40,6 +49,8 @@ fn text(status: &Status) -> String {
             device.name.clone(),
             device.index.to_string(),
             or_dash(device.role),
+            or_dash(device.why.as_deref()),
+            device.link_header.to_owned(),
             or_dash(device.ingress),
             or_dash(device.egress),
             masquerade.join("\n"),

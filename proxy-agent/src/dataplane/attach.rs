@@ -9,6 +9,7 @@ use aya::programs::ProgramError;
 
 use super::{
     clsact,
+    edge::Edge,
     hook::Hook,
     object::{Programs, os_error},
     pin::{self, PinDirectory},
@@ -44,19 +45,19 @@ impl Attacher {
         }
     }
 
-    /// Attaches to the devices in `wanted` (names by interface index) and detaches from all others. What failed is
+    /// Attaches to the devices in `wanted` (by interface index) and detaches from all others. What failed is
     /// returned by device name and is tried again at the next call.
     pub(super) fn sync(
         &mut self,
         programs: &mut Programs,
-        wanted: &BTreeMap<u32, String>,
+        wanted: &BTreeMap<u32, Edge>,
     ) -> Vec<(String, anyhow::Error)> {
         let mut failed = Vec::new();
-        for (&index, name) in wanted {
-            if let Err(error) = self.attach(programs, index, name)
+        for (&index, edge) in wanted {
+            if let Err(error) = self.attach(programs, index, edge)
                 && exists(index)
             {
-                failed.push((name.clone(), error));
+                failed.push((edge.name.clone(), error));
             }
         }
         if let Err(error) = self.prune(wanted) {
@@ -65,9 +66,10 @@ impl Attacher {
         failed
     }
 
-    fn attach(&mut self, programs: &mut Programs, index: u32, name: &str) -> Result<()> {
+    fn attach(&mut self, programs: &mut Programs, index: u32, edge: &Edge) -> Result<()> {
+        let name = &edge.name;
         for hook in Hook::ALL {
-            let program = programs.program(hook)?;
+            let program = programs.program(hook, edge.framing)?;
             if self.method != Method::Clsact {
                 match tcx::attach(program, &self.pin, index, name, hook) {
                     Ok(()) => continue,
@@ -90,7 +92,7 @@ impl Attacher {
     }
 
     /// Removes pins and filters of devices that are not wanted or gone, and of the method not used.
-    fn prune(&mut self, wanted: &BTreeMap<u32, String>) -> Result<()> {
+    fn prune(&mut self, wanted: &BTreeMap<u32, Edge>) -> Result<()> {
         for path in pin::entries(&self.pin.links())? {
             let index = pin::index_of(&path);
             if self.method == Method::Clsact || index.is_none_or(|index| !wanted.contains_key(&index)) {

@@ -2,6 +2,8 @@
 
 use aya::programs::{LinkOrder, TcAttachType};
 
+use super::edge::Framing;
+
 /// A place in a device's packet path where a program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Hook {
@@ -15,11 +17,21 @@ impl Hook {
     /// Both hooks, in the order of attaching: a client whose packets are rewritten must get its replies rewritten, too.
     pub(super) const ALL: [Self; 2] = [Self::Egress, Self::Ingress];
 
-    /// Name of the hook and of its program.
+    /// Name of the hook, and of its program for devices with Ethernet headers.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Ingress => "ingress",
             Self::Egress => "egress",
+        }
+    }
+
+    /// Name of the program for a device whose packets begin so; `None` if there is none.
+    pub(super) const fn program(self, framing: Framing) -> Option<&'static str> {
+        match (self, framing) {
+            (_, Framing::Ethernet) => Some(self.name()),
+            (Self::Ingress, Framing::Bare) => Some("ingress_l3"),
+            (Self::Egress, Framing::Bare) => Some("egress_l3"),
+            (_, Framing::Unknown) => None,
         }
     }
 

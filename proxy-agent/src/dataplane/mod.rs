@@ -32,7 +32,7 @@ use proxy_common::layout::Timeouts;
 use self::{
     attach::Attacher,
     collect::{Collection, Collector},
-    edge::{Edge, Role},
+    edge::Edge,
     object::Programs,
     pin::{PinDirectory, PinLock},
     programmer::Programmer,
@@ -143,11 +143,9 @@ impl Dataplane {
         let devices = self.edges.iter().map(|(&index, edge)| (index, edge.device())).collect();
         // The entry first: a program must find it with the first packet.
         self.programmer.set_devices(&devices, now);
-        let pods = self.edges.iter().filter(|(_, edge)| edge.role == Role::Pod);
-        let pods = pods.map(|(&index, edge)| (index, edge.name.clone())).collect();
         self.device_problems = self
             .attacher
-            .sync(&mut self.programs, &pods)
+            .sync(&mut self.programs, &self.edges)
             .into_iter()
             .map(|(name, error)| Problem {
                 object: format!("device {name}"),

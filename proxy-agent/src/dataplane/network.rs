@@ -10,14 +10,14 @@ use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
     route::{RouteAttribute, RouteMessage},
     tc::TcHandle,
 };
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, sys::SocketAddr};
 use tokio::task::JoinHandle;
 
-use super::edge::{Link, LinkAddress, LinkKind, Network};
+use super::edge::{Framing, Link, LinkAddress, LinkKind, Network};
 
 /// A watch on the devices of the network namespace it was opened in.
 pub struct NetworkWatch {
@@ -193,6 +193,8 @@ fn link(message: &LinkMessage) -> Link {
         } else {
             LinkKind::Other
         },
+        framing: framing(message.header.link_layer_type),
+        up: message.header.flags.contains(LinkFlags::Up),
         master: None,
         peer_elsewhere: false,
     };
@@ -214,13 +216,32 @@ fn link(message: &LinkMessage) -> Link {
     link
 }
 
+/// What programs at a tc hook see first (the kernel's `dev_is_mac_header_xmit`, include/linux/if_arp.h).
+const fn framing(link_layer: LinkLayerType) -> Framing {
+    match link_layer {
+        LinkLayerType::Ether | LinkLayerType::Loopback => Framing::Ethernet,
+        LinkLayerType::Tunnel
+        | LinkLayerType::Tunnel6
+        | LinkLayerType::Sit
+        | LinkLayerType::Ipgre
+        | LinkLayerType::Ip6gre
+        | LinkLayerType::None
+        | LinkLayerType::Rawip
+        | LinkLayerType::Ppp => Framing::Bare,
+        _ => Framing::Unknown,
+    }
+}
+
 fn link_kind(kind: &InfoKind) -> LinkKind {
     match kind {
         InfoKind::Veth | InfoKind::Netkit => LinkKind::Pair,
         InfoKind::Bridge => LinkKind::Bridge,
-        InfoKind::Dummy => LinkKind::Dummy,
+        InfoKind::Bond | InfoKind::Team => LinkKind::Bond,
+        InfoKind::Dummy | InfoKind::Ifb | InfoKind::Nlmon | InfoKind::Vrf => LinkKind::Dummy,
+        InfoKind::Tun => LinkKind::Tun,
         InfoKind::Vxlan
         | InfoKind::Geneve
+        | InfoKind::BareUdp
         | InfoKind::IpIp
         | InfoKind::Ip6Tnl
         | InfoKind::SitTun
@@ -228,28 +249,37 @@ fn link_kind(kind: &InfoKind) -> LinkKind {
         | InfoKind::GreTun6
         | InfoKind::GreTap
         | InfoKind::GreTap6
+        | InfoKind::Vti
+        | InfoKind::Vti6
+        | InfoKind::Xfrm
         | InfoKind::Wireguard => LinkKind::Tunnel,
         _ => LinkKind::Other,
     }
 }
 
-/// An address that can be a packet's source: global, and not still being checked for duplicates (RFC 4862, 5.4).
+/// An address in use: not still being checked for duplicates, or found to be one (RFC 4862, 5.4).
 fn address(message: &AddressMessage) -> Option<LinkAddress> {
+    // Of IPv6 addresses the second bit says "temporary" (RFC 8981).
+    const UNASKED: AddressFlags = AddressFlags::Deprecated.union(AddressFlags::Secondary);
     let unusable = AddressFlags::Tentative | AddressFlags::Dadfailed;
     let (mut local, mut peer) = (None::<IpAddr>, None::<IpAddr>);
+    let mut preferred = true;
     for attribute in &message.attributes {
         match attribute {
             AddressAttribute::Flags(flags) if flags.intersects(unusable) => return None,
+            AddressAttribute::Flags(flags) => preferred = !flags.intersects(UNASKED),
             AddressAttribute::Local(address) => local = Some(*address),
             AddressAttribute::Address(address) => peer = Some(*address),
             _ => {}
         }
     }
-    (message.header.scope == AddressScope::Universe).then_some(LinkAddress {
+    Some(LinkAddress {
         index: message.header.index,
         // IPv4 tells both, the second being the other end of a point-to-point link; IPv6 only the second.
         address: local.or(peer)?,
         prefix: message.header.prefix_len,
+        global: message.header.scope == AddressScope::Universe,
+        preferred,
     })
 }
 

@@ -13,6 +13,7 @@ use aya_log::EbpfLogger;
 use proxy_common::layout::{Settings, Timeouts, tables};
 
 use super::{
+    edge::Framing,
     hook::Hook,
     pin::PinDirectory,
     raw::{self, Raw},
@@ -97,10 +98,7 @@ impl Programs {
                 .map_err(|error| explain(error.into()).context("cannot make the BPF maps"))?,
         };
         for hook in Hook::ALL {
-            programs
-                .program(hook)?
-                .load()
-                .map_err(|error| verification(hook, error))?;
+            programs.program(hook, Framing::Ethernet)?;
         }
         Ok(programs)
     }
@@ -121,14 +119,24 @@ impl Programs {
         Ok(())
     }
 
-    /// The program of a hook.
-    pub(super) fn program(&mut self, hook: Hook) -> Result<&mut SchedClassifier> {
-        let name = hook.name();
+    /// The program of a hook for devices whose packets begin so, in the kernel: it is loaded when the first device needs it,
+    /// for most nodes have none without Ethernet headers, and the verifier takes its time.
+    ///
+    /// # Errors
+    /// If the kernel refuses it.
+    pub(super) fn program(&mut self, hook: Hook, framing: Framing) -> Result<&mut SchedClassifier> {
+        let name = hook
+            .program(framing)
+            .context("no program can read this link layer's packets")?;
         let program = self
             .ebpf
             .program_mut(name)
             .with_context(|| format!("the eBPF object has no program {name}"))?;
-        program.try_into().with_context(|| format!("program {name}"))
+        let program: &mut SchedClassifier = program.try_into().with_context(|| format!("program {name}"))?;
+        if program.fd().is_err() {
+            program.load().map_err(|error| verification(name, error))?;
+        }
+        Ok(program)
     }
 }
 
@@ -142,21 +150,18 @@ fn ipv6_checksum_flag() -> Result<u32> {
 }
 
 /// The end of the verifier's log says why it refused.
-fn verification(hook: Hook, error: ProgramError) -> anyhow::Error {
+fn verification(name: &str, error: ProgramError) -> anyhow::Error {
     const LINES: usize = 20;
     if let ProgramError::LoadError { verifier_log, .. } = &error {
         let log = verifier_log.to_string();
         let lines: Vec<_> = log.lines().collect();
         let end = lines[lines.len().saturating_sub(LINES)..].join("\n");
         if !end.is_empty() {
-            let message = format!(
-                "the kernel refused the program {}; its verifier says:\n{end}",
-                hook.name()
-            );
+            let message = format!("the kernel refused the program {name}; its verifier says:\n{end}");
             return explain(error.into()).context(message);
         }
     }
-    explain(error.into()).context(format!("the kernel refused the program {}", hook.name()))
+    explain(error.into()).context(format!("the kernel refused the program {name}"))
 }
 
 /// Says what to do where the kernel only says EPERM.

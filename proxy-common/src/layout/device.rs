@@ -12,8 +12,10 @@ pub struct Device {
     pub masquerade_v6: [u8; 16],
     /// One of [`role`]
     pub role: u32,
-    /// Bits of [`device_flags`]
+    /// [`device_flags`]
     pub flags: u32,
+    /// Why it has its role: a number of the agent's own, for its listings
+    pub reason: u32,
     /// Interface name, padded with zero bytes (`IFNAMSIZ`)
     pub name: [u8; 16],
 }
@@ -30,10 +32,12 @@ pub mod role {
 
 /// Bits of [`Device::flags`].
 pub mod device_flags {
-    /// behaviour.md 5.8: packets that arrive here are local pods'
+    /// What arrives here counts as sent by pods of this node (behaviour.md 5.8)
     pub const LOCAL_TRAFFIC: u32 = 1;
+    /// Packets have no link-layer header
+    pub const BARE: u32 = 2;
 }
 
 plain! {
-    Device = 44;
+    Device = 48;
 }

@@ -9,13 +9,13 @@ use std::{
 use anyhow::Result;
 use proxy_common::{
     datapath::Reason,
-    layout::{self, Plain, tables},
+    layout::{self, Plain, device_flags, tables},
 };
 use serde::Serialize;
 
 use crate::dataplane::{
     attach,
-    edge::{self, Role},
+    edge::{self, Role, Why},
     hook::Hook,
     pin::PinDirectory,
     table::{BoxedTable, TableError, Tables},
@@ -56,6 +56,12 @@ pub struct DeviceStatus {
     pub name: String,
     /// What it leads to; `None` for a number that is no role
     pub role: Option<Role>,
+    /// Why it has that role
+    pub why: Option<String>,
+    /// What its packets begin with: `ethernet` or `none`
+    pub link_header: &'static str,
+    /// Whether what arrives there counts as sent by pods of this node
+    pub local_traffic: bool,
     /// How the ingress program is attached: `tcx`, `clsact`, or not at all
     pub ingress: Option<&'static str>,
     /// How the egress program is attached
@@ -116,6 +122,13 @@ fn devices(pin: &PinDirectory, tables: &Tables) -> Result<Vec<DeviceStatus>> {
             index,
             name: edge::name_of(&device),
             role: Role::from_number(device.role),
+            why: Why::from_number(device.reason).map(|why| why.to_string()),
+            link_header: if device.flags & device_flags::BARE == 0 {
+                "ethernet"
+            } else {
+                "none"
+            },
+            local_traffic: device.flags & device_flags::LOCAL_TRAFFIC != 0,
             ingress: attach::attached(pin, index, Hook::Ingress)?,
             egress: attach::attached(pin, index, Hook::Egress)?,
             masquerade_v4: (device.masquerade_v4 != [0; 4]).then(|| device.masquerade_v4.into()),
