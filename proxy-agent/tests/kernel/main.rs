@@ -4,180 +4,39 @@ use std::{
     collections::BTreeMap,
     fs,
     net::SocketAddr,
-    os::fd::{AsRawFd as _, OwnedFd},
-    path::PathBuf,
     process::Command,
     time::{Duration, Instant},
 };
 
-use aya::programs::{SchedClassifier, TcAttachType, links::FdLink, links::PinnedLink};
-use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
-};
+use aya::programs::TcAttachType;
 use proxy_agent::{
     dataplane::{
-        self, Dataplane, Method, Options,
+        self, Dataplane, Method,
         cleanup::cleanup,
         collect,
         edge::{Edge, EdgePolicy, Framing, Role, Why, edges},
         kernel,
         network::NetworkWatch,
-        pin::PinDirectory,
     },
     model::ObjectName,
     plan::{Family, Frontend, Kind, Protocol, ServicePort},
 };
 use proxy_common::layout::{FlowKey, FlowValue, INGRESS, TableSpec, tables};
-use proxy_tests::skip;
 
-/// A [`Sandbox`], or the end of a test that can't run here.
+/// A [`Sandbox`](crate::sandbox::Sandbox), or the end of a test that can't run here.
 macro_rules! sandbox {
     () => {
-        match Sandbox::new() {
+        match $crate::sandbox::Sandbox::new() {
             Ok(sandbox) => sandbox,
-            Err(obstacle) => skip!("{obstacle}"),
+            Err(obstacle) => proxy_tests::skip!("{obstacle}"),
         }
     };
 }
 
-/// A place to pin and devices to attach to.
-struct Sandbox {
-    bpffs: tempfile::TempDir,
-    pod: OwnedFd,
-}
+mod devices;
+mod sandbox;
 
-impl Sandbox {
-    /// # Errors
-    /// Why it can't be made here.
-    fn new() -> Result<Self, String> {
-        if !nix::unistd::geteuid().is_root() {
-            return Err("needs root".to_owned());
-        }
-        if !dataplane::has_programs() {
-            return Err("built without the eBPF programs; run `cargo xtask build`".to_owned());
-        }
-        let namespace = || OwnedFd::from(fs::File::open("/proc/thread-self/ns/net").expect("this thread's namespace"));
-        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
-        let pod = namespace();
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("a network and a mount namespace");
-        let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("a private mount namespace");
-        let bpffs = tempfile::Builder::new()
-            .prefix("dataplane-")
-            .tempdir()
-            .expect("a directory");
-        mount(Some("bpf"), bpffs.path(), Some("bpf"), MsFlags::empty(), none)
-            .map_err(|error| format!("no bpffs: {error}"))?;
-        ip("link set lo up");
-        Ok(Self { bpffs, pod })
-    }
-
-    fn pin(&self) -> PinDirectory {
-        PinDirectory::new(self.bpffs.path().join("proxy-agent"))
-    }
-
-    fn open(&self) -> anyhow::Result<Dataplane> {
-        self.open_with(Method::Auto)
-    }
-
-    fn open_with(&self, attach: Method) -> anyhow::Result<Dataplane> {
-        let options = Options {
-            attach,
-            ..self.options()
-        };
-        Dataplane::open(options, dataplane::now())
-    }
-
-    /// Flow tables are preallocated: small ones are made sooner.
-    fn options(&self) -> Options {
-        let mut options = Options::new(self.pin());
-        for table in ["flows_v4", "flows_v6"] {
-            options.table_sizes.insert(table.to_owned(), 1024);
-        }
-        options
-    }
-
-    /// The pod's namespace, as ip(8) takes it.
-    fn pod_path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.pod.as_raw_fd())
-    }
-
-    /// A pod's interface, its other end in another namespace.
-    fn add_pod(&self, name: &str) {
-        let pod = self.pod_path();
-        ip(&format!("link add {name} type veth peer name p-{name} netns {pod}"));
-        ip(&format!("link set {name} up"));
-    }
-
-    fn link_ids(&self) -> Vec<(PathBuf, u32, u32)> {
-        let mut ids: Vec<_> = files(&self.pin().links())
-            .into_iter()
-            .map(|path| {
-                let info = FdLink::from(PinnedLink::from_pin(&path).expect("a link"))
-                    .info()
-                    .expect("its information");
-                (path, info.id(), info.program_id())
-            })
-            .collect();
-        ids.sort_unstable();
-        ids
-    }
-}
-
-impl Drop for Sandbox {
-    fn drop(&mut self) {
-        // The directory can only be removed when nothing is mounted on it.
-        nix::mount::umount2(self.bpffs.path(), nix::mount::MntFlags::MNT_DETACH).expect("unmounted");
-    }
-}
-
-fn ip(arguments: &str) {
-    let output = Command::new("ip")
-        .args(arguments.split(' '))
-        .output()
-        .expect("ip(8) of iproute2");
-    assert!(
-        output.status.success(),
-        "ip {arguments}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-fn files(directory: &std::path::Path) -> Vec<PathBuf> {
-    fs::read_dir(directory)
-        .expect("a directory")
-        .map(|entry| entry.expect("an entry").path())
-        .collect()
-}
-
-/// The edges of now, as the agent sees them.
-fn look() -> BTreeMap<u32, Edge> {
-    runtime().block_on(async {
-        let mut watch = NetworkWatch::open().expect("netlink");
-        edges(&watch.network().await.expect("the network"), &EdgePolicy::default())
-    })
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime")
-}
-
-fn attached(device: &str, hook: TcAttachType) -> Vec<u32> {
-    let (_, programs) = SchedClassifier::query_tcx(device, hook).expect("the kernel's answer");
-    programs.iter().map(aya::programs::ProgramInfo::id).collect()
-}
-
-fn wait_for(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::yield_now();
-    }
-}
+use sandbox::{attached, ip, look, runtime, wait_for};
 
 fn frontend(service: &str, address: &str, endpoints: &[&str]) -> Frontend {
     let address: SocketAddr = address.parse().expect("an address and port");
