@@ -11,3 +11,4 @@ mod services;
 mod start;
 mod tables;
 mod trouble;
+mod uplink;
