@@ -19,16 +19,19 @@ use tokio::{
 use crate::{
     dataplane::{
         self, Dataplane,
-        edge::{Class, EdgePolicy, Role, classes, edges},
+        edge::{Class, EdgePolicy, Network, Role, WhyNot, classes, edges, unserved},
         network::NetworkWatch,
     },
-    model::{Changes, Model, Problem},
+    model::{Changes, Model, Problem, ServiceView},
     plan::{Planner, Update},
     source::Event,
 };
 
 /// How often old endpoint sets and flows are looked for, and failed writes tried again.
 const TICK: Duration = Duration::from_secs(1);
+/// How many ticks lie between two looks for pods that pass no edge: what both see is told, as a pod's device may go a moment
+/// before its endpoint.
+const POD_LOOK: u32 = 5;
 /// How many events are taken in before the plan is written: bounds what one burst can hold up.
 const BATCH: usize = 1024;
 
@@ -70,10 +73,14 @@ pub struct Agent {
     dataplane: Dataplane,
     edges: EdgePolicy,
     node_addresses: NodeAddresses,
+    /// The devices as last seen
+    network: Network,
     /// What each device is, as logged
     classes: BTreeMap<String, Class>,
     /// Why the devices could not be looked at
     device_problem: Option<Problem>,
+    /// What the last two looks found of pods that pass no edge
+    unserved: [Vec<Problem>; 2],
     told: BTreeSet<Problem>,
     synced: bool,
 }
@@ -87,8 +94,10 @@ impl Agent {
             dataplane,
             edges,
             node_addresses,
+            network: Network::default(),
             classes: BTreeMap::new(),
             device_problem: None,
+            unserved: [const { Vec::new() }; 2],
             told: BTreeSet::new(),
             synced: false,
         }
@@ -103,6 +112,7 @@ impl Agent {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.look_at_devices(&mut network).await;
+        let mut ticks_to_pod_look = POD_LOOK;
         loop {
             tokio::select! {
                 () = ending.wished() => {
@@ -128,6 +138,11 @@ impl Agent {
                     self.dataplane.tick(dataplane::now());
                     if self.device_problem.is_some() {
                         self.look_at_devices(&mut network).await;
+                    }
+                    ticks_to_pod_look -= 1;
+                    if ticks_to_pod_look == 0 {
+                        ticks_to_pod_look = POD_LOOK;
+                        self.look_for_unserved(&network).await;
                     }
                 }
             }
@@ -167,6 +182,7 @@ impl Agent {
                 self.tell_classes(classes(&network, &self.edges));
                 let edges = edges(&network, &self.edges);
                 self.dataplane.set_edges(&edges, dataplane::now());
+                self.network = network;
                 None
             }
             Err(error) => Some(Problem {
@@ -175,6 +191,23 @@ impl Agent {
                 reason: format!("{error:#}"),
             }),
         };
+    }
+
+    /// Looks for pods of this node whose packets pass no edge. Where the kernel doesn't tell, nothing is known to be wrong.
+    async fn look_for_unserved(&mut self, network: &NetworkWatch) {
+        let slices = self.model.services().flat_map(ServiceView::slices);
+        let endpoints = slices.flat_map(|slice| &slice.endpoints);
+        let pods = endpoints.filter(|endpoint| endpoint.local && endpoint.conditions.ready);
+        let pods: BTreeSet<IpAddr> = pods.map(|endpoint| endpoint.address).collect();
+        let found = match network.ways_to(&pods).await {
+            Ok(ways) => unserved(&self.network, &edges(&self.network, &self.edges), &ways),
+            Err(error) => {
+                tracing::debug!("looking for pods that pass no edge: {error:#}");
+                Vec::new()
+            }
+        };
+        let [_, last] = std::mem::take(&mut self.unserved);
+        self.unserved = [last, found];
     }
 
     /// Logs what a device is, once. Pods come and go, and `status` lists them.
@@ -186,6 +219,7 @@ impl Agent {
             match class {
                 Ok((role @ Role::Pod, why)) => tracing::debug!("device {device}: {role}, {why}"),
                 Ok((role, why)) => tracing::info!("device {device}: {role}, {why}"),
+                Err(why @ WhyNot::Framing) => tracing::warn!("device {device} is not served: {why}"),
                 Err(why) => tracing::info!("device {device}: no edge, {why}"),
             }
         }
@@ -199,10 +233,13 @@ impl Agent {
             self.planner.problems(),
             self.dataplane.problems(),
         ];
+        let [before, last] = &self.unserved;
+        let still_unserved = last.iter().filter(|problem| before.contains(problem)).cloned();
         let problems: BTreeSet<Problem> = problems
             .into_iter()
             .flatten()
             .chain(self.device_problem.clone())
+            .chain(still_unserved)
             .collect();
         for problem in problems.difference(&self.told) {
             tracing::warn!("{problem}");

@@ -2,7 +2,10 @@
 //!
 //! Level-triggered: an event only says "look again", so a lost one costs nothing but time.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use anyhow::{Context as _, Result, anyhow};
 use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
@@ -11,7 +14,7 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
-    route::{RouteAttribute, RouteMessage},
+    route::{RouteAttribute, RouteMessage, RouteType},
     tc::TcHandle,
 };
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, sys::SocketAddr};
@@ -101,6 +104,37 @@ impl NetworkWatch {
             network.default_routes.extend(defaults.flat_map(devices_of_route));
         }
         Ok(network)
+    }
+
+    /// The interface index of the device through which this node sends to each of these addresses; without those that it has
+    /// no way to, and its own.
+    ///
+    /// # Errors
+    /// If the kernel doesn't tell.
+    pub async fn ways_to(&self, addresses: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, u32>> {
+        let mut ways = BTreeMap::new();
+        for &address in addresses {
+            let request = match address {
+                IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new()
+                    .destination_prefix(address, 32)
+                    .build(),
+                IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new()
+                    .destination_prefix(address, 128)
+                    .build(),
+            };
+            let routes = self.handle.route().get(request).execute().try_collect::<Vec<_>>().await;
+            let routes = match routes {
+                Ok(routes) => routes,
+                // No route: ENETUNREACH, EHOSTUNREACH, or what a route of type prohibit or blackhole says.
+                Err(rtnetlink::Error::NetlinkError(_)) => continue,
+                Err(error) => return Err(error).with_context(|| format!("cannot look up the route to {address}")),
+            };
+            let unicast = routes.iter().find(|route| route.header.kind == RouteType::Unicast);
+            if let Some(device) = unicast.and_then(|route| devices_of_route(route).first().copied()) {
+                ways.insert(address, device);
+            }
+        }
+        Ok(ways)
     }
 
     /// Waits until something has changed that may matter. Dropping the future loses nothing.
@@ -239,6 +273,7 @@ fn link_kind(kind: &InfoKind) -> LinkKind {
         InfoKind::Bond | InfoKind::Team => LinkKind::Bond,
         InfoKind::Dummy | InfoKind::Ifb | InfoKind::Nlmon | InfoKind::Vrf => LinkKind::Dummy,
         InfoKind::Tun => LinkKind::Tun,
+        InfoKind::Other(kind) if kind == "openvswitch" => LinkKind::Switch,
         InfoKind::Vxlan
         | InfoKind::Geneve
         | InfoKind::BareUdp
@@ -285,7 +320,7 @@ fn address(message: &AddressMessage) -> Option<LinkAddress> {
 
 fn is_default(route: &RouteMessage) -> bool {
     route.header.destination_prefix_length == 0
-        && route.header.kind == netlink_packet_route::route::RouteType::Unicast
+        && route.header.kind == RouteType::Unicast
         && route.header.table == netlink_packet_route::route::RouteHeader::RT_TABLE_MAIN
 }
 

@@ -149,3 +149,26 @@ fn rule_5_8_devices_of_local_traffic_are_marked() -> Result<()> {
         Ok(())
     })
 }
+
+/// As a pod on macvlan: the way to it leads through the network card.
+#[test]
+fn a_pod_without_a_device_of_its_own_is_told_of() -> Result<()> {
+    require_root!();
+    lab(|lab, _| {
+        let _agent = lab.start_agent("node-b")?;
+        let log = Log::from_now(lab, "node-b");
+        let (pod, node) = (lab.pod("web-1"), lab.node("node-b").namespace());
+        let address = pod.addresses().v6;
+        let route = format!("{address}/128 dev {}", pod.host_device());
+        node.ip(&format!("route del {route}\n"))?;
+        let telling = [&format!("pod {address}: "), "the uplink eth0", "macvlan"];
+        log.wait_for(&[&["WARN"], &telling[..]].concat())?;
+        node.ip(&format!("route add {route}\n"))?;
+        log.wait_for(&[&["no longer"], &telling[..]].concat())?;
+        ensure!(
+            log.count(&["WARN", "the uplink"]) == 1,
+            "the other family has its device"
+        );
+        Ok(())
+    })
+}

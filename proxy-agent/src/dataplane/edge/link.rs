@@ -41,6 +41,8 @@ pub enum LinkKind {
     Tunnel,
     /// A tun or tap device: a process is its other end
     Tun,
+    /// The node's own port of a software switch (Open vSwitch)
+    Switch,
     /// Anything else: a network card, a VLAN
     Other,
 }

@@ -7,6 +7,7 @@ mod masquerade;
 mod reason;
 #[cfg(test)]
 mod tests;
+mod unserved;
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +22,7 @@ pub use self::{
     classify::Class,
     link::{Framing, Link, LinkAddress, LinkKind, Network},
     reason::{Why, WhyNot},
+    unserved::unserved,
 };
 
 /// What an edge leads to.

@@ -404,6 +404,31 @@ fn rule_3_6_local_addresses_are_all_but_loopback_ones() {
     assert_eq!(network.local_addresses(), BTreeSet::from(expected));
 }
 
+/// A pod on macvlan shares the network card's network; others have devices, bridges or a switch between.
+#[test]
+fn pods_behind_an_uplink_are_told_of() {
+    let links = vec![
+        link(2, "eth0", LinkKind::Other),
+        pair(3, "veth1"),
+        link(4, "cni0", LinkKind::Bridge),
+        link(5, "ovn-k8s-mp0", LinkKind::Switch),
+        bare(6, "wg0", LinkKind::Tunnel),
+    ];
+    let network = network(links, &[(5, "10.244.1.2/24")], &[2]);
+    let edges = edges(&network, &EdgePolicy::default());
+    assert_eq!(edges[&5].role, Role::Uplink);
+    let ways = (2..=6).map(|index: u8| (IpAddr::from([10, 244, 1, 10 + index]), u32::from(index)));
+    let problems = unserved(&network, &edges, &ways.collect());
+    let [problem] = &problems[..] else {
+        panic!("{problems:?}")
+    };
+    let text = problem.to_string();
+    assert!(
+        text.starts_with("pod 10.244.1.12: ") && text.contains("the uplink eth0"),
+        "{text}"
+    );
+}
+
 /// `status` must find what the agent wrote.
 #[test]
 fn reasons_and_roles_survive_the_table() {
