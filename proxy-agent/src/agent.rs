@@ -17,13 +17,14 @@ use tokio::{
 };
 
 use crate::{
+    config::ProxyConfig,
     dataplane::{
         self, Dataplane,
         edge::{Class, EdgePolicy, Network, Role, WhyNot, classes, edges, unserved},
         network::NetworkWatch,
     },
     model::{Changes, Model, Problem, ServiceView},
-    plan::{Planner, Update},
+    plan::{PlanContext, Planner, Update},
     source::Event,
 };
 
@@ -70,6 +71,7 @@ pub type NodeAddresses = Box<dyn Fn(&Model) -> Vec<IpAddr> + Send>;
 pub struct Agent {
     model: Model,
     planner: Planner,
+    config: ProxyConfig,
     dataplane: Dataplane,
     edges: EdgePolicy,
     node_addresses: NodeAddresses,
@@ -87,10 +89,17 @@ pub struct Agent {
 
 impl Agent {
     /// An agent for the node of `model`, which is still empty.
-    pub fn new(model: Model, dataplane: Dataplane, edges: EdgePolicy, node_addresses: NodeAddresses) -> Self {
+    pub fn new(
+        model: Model,
+        config: ProxyConfig,
+        dataplane: Dataplane,
+        edges: EdgePolicy,
+        node_addresses: NodeAddresses,
+    ) -> Self {
         Self {
             model,
             planner: Planner::default(),
+            config,
             dataplane,
             edges,
             node_addresses,
@@ -155,6 +164,10 @@ impl Agent {
         let Some(changes) = self.model.take_changes() else {
             return;
         };
+        // It depends on the Node, whose changes are among those of the model.
+        let node_addresses = (self.node_addresses)(&self.model);
+        let context = PlanContext::new(&self.config, self.model.node(), &node_addresses);
+        self.planner.set_context(context);
         if changes == Changes::Known {
             tracing::warn!("not all Services could be read: what is programmed already stays until they can");
         }

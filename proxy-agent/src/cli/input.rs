@@ -8,7 +8,7 @@ use clap::Args;
 use crate::{
     config::ProxyConfig,
     model::{Model, Node, ObjectName, parse_ip},
-    plan::{Frontend, Planner},
+    plan::{Frontend, PlanContext, Planner},
     source::manifests,
 };
 
@@ -111,7 +111,8 @@ impl InputArgs {
         for event in events {
             model.apply(event);
         }
-        let mut planner = Planner::default();
+        let node_addresses = self.node_addresses(&config, model.node());
+        let mut planner = Planner::new(PlanContext::new(&config, model.node(), &node_addresses));
         let frontends = planner.plan_everything(&model);
         for problem in model.problems().into_iter().chain(planner.problems()) {
             eprintln!("{problem}");

@@ -123,8 +123,9 @@ impl RunArgs {
             },
         };
         let input = self.input;
+        let planned = config.clone();
         let node_addresses = Box::new(move |model: &Model| input.node_addresses(&config, model.node()));
-        Agent::new(Model::new(node_name), dataplane, edges, node_addresses)
+        Agent::new(Model::new(node_name), planned, dataplane, edges, node_addresses)
             .run(receiver, ending)
             .await
     }

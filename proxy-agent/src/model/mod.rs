@@ -9,6 +9,7 @@ mod object;
 mod protocol;
 mod selection;
 mod service;
+mod service_range;
 mod slice;
 mod tracking;
 

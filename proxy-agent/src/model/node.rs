@@ -4,7 +4,13 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as api;
 
-use super::{Family, address::parse_ip, object::Complaints};
+use ipnet::IpNet;
+
+use super::{
+    Family,
+    address::{parse_ip, parse_range},
+    object::Complaints,
+};
 
 /// Names the zone of a node.
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
@@ -16,6 +22,8 @@ pub struct Node {
     pub zone: Option<String>,
     /// Its addresses, at most one a family, the one of the primary family first (behaviour.md 8.12)
     pub addresses: Vec<IpAddr>,
+    /// What its pods have addresses from (`spec.podCIDRs`)
+    pub pod_ranges: Vec<IpNet>,
 }
 
 impl Node {
@@ -45,6 +53,36 @@ impl Node {
         Self {
             zone: zone.cloned(),
             addresses,
+            pod_ranges: parse_pod_ranges(object.spec.as_ref(), complaints),
         }
     }
+}
+
+fn parse_pod_ranges(spec: Option<&api::NodeSpec>, complaints: &mut Complaints) -> Vec<IpNet> {
+    let listed = spec.and_then(|spec| spec.pod_cidrs.as_deref()).unwrap_or_default();
+    // An API server fills both fields from either; a file may have only one.
+    let single = spec
+        .and_then(|spec| spec.pod_cidr.as_deref())
+        .filter(|text| !text.is_empty());
+    let texts: Vec<(String, &str)> = if listed.is_empty() {
+        single
+            .map(|text| ("spec.podCIDR".to_owned(), text))
+            .into_iter()
+            .collect()
+    } else {
+        let field = |index| format!("spec.podCIDRs[{index}]");
+        listed
+            .iter()
+            .enumerate()
+            .map(|(index, text)| (field(index), text.as_str()))
+            .collect()
+    };
+    let mut ranges = Vec::new();
+    for (field, text) in texts {
+        match parse_range(text) {
+            Ok(range) => ranges.push(range),
+            Err(reason) => complaints.add(field, reason),
+        }
+    }
+    ranges
 }

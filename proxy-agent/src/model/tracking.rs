@@ -6,13 +6,14 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use k8s_openapi::{
     Metadata,
-    api::{core::v1 as core, discovery::v1::EndpointSlice},
+    api::{core::v1 as core, discovery::v1::EndpointSlice, networking::v1::ServiceCIDR},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use super::{Node, ObjectName, Problem, Service, Slice, object::Complaints, slice::OwnedSlice};
+use super::{Node, ObjectName, Problem, Service, Slice, object::Complaints, service_range, slice::OwnedSlice};
 use crate::source::{Change, Event};
 
 /// What a source said so far.
@@ -22,6 +23,8 @@ use crate::source::{Change, Event};
 pub struct Model {
     node_name: String,
     node: Node,
+    /// By name of the ServiceCIDR
+    service_ranges: BTreeMap<ObjectName, Vec<IpNet>>,
     /// By name of the Service; holds slices without a Service as well (behaviour.md 1.11)
     entries: HashMap<ObjectName, Entry>,
     /// By name of the slice: name of its Service, which is in the same namespace
@@ -86,6 +89,7 @@ impl Model {
         Self {
             node_name: node_name.into(),
             node: Node::default(),
+            service_ranges: BTreeMap::new(),
             entries: HashMap::new(),
             owners: HashMap::new(),
             services_listed: false,
@@ -120,6 +124,10 @@ impl Model {
                     name: self.node_name.clone(),
                 };
                 self.change(change, "Node", |_| vec![own], Self::apply_node);
+            }
+            Event::ServiceCIDR(change) => {
+                let known = |model: &Self| model.service_ranges.keys().cloned().collect();
+                self.change(change, "ServiceCIDR", known, Self::apply_service_range);
             }
             Event::Problems {
                 origin,
@@ -186,6 +194,11 @@ impl Model {
     /// This node.
     pub const fn node(&self) -> &Node {
         &self.node
+    }
+
+    /// What addresses of Services are given out from, as far as ServiceCIDR objects say. No Service depends on it.
+    pub fn service_ranges(&self) -> impl Iterator<Item = IpNet> {
+        self.service_ranges.values().flatten().copied()
     }
 
     /// All that is wrong with the input now, sorted.
@@ -279,6 +292,15 @@ impl Model {
         if node != self.node {
             self.node = node;
             self.pending = Pending::Everything;
+        }
+    }
+
+    fn apply_service_range(&mut self, name: &ObjectName, object: Option<&ServiceCIDR>, complaints: &mut Complaints) {
+        if let Some(object) = object {
+            let ranges = service_range::parse(object, complaints);
+            self.service_ranges.insert(name.clone(), ranges);
+        } else {
+            self.service_ranges.remove(name);
         }
     }
 

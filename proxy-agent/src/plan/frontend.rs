@@ -3,8 +3,10 @@
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
 };
 
+use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{Family, Protocol};
@@ -53,6 +55,32 @@ impl fmt::Display for Kind {
     }
 }
 
+/// Which list a new connection's endpoint is chosen from (behaviour.md 2.2, 2.3, 5.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TrafficPolicy {
+    /// From `cluster`
+    Cluster,
+    /// From `local`, whoever asks: `internalTrafficPolicy: Local`
+    Local,
+    /// From `cluster` for pods of [`LocalSources`](super::LocalSources) and for sources that are addresses of this node,
+    /// from `local` for everyone else: `externalTrafficPolicy: Local`
+    LocalForOutsiders,
+}
+
+/// Which clients' addresses are replaced by one of this node's on the way to the endpoint (behaviour.md 5.3-5.6).
+/// Besides these: always that of an endpoint which reaches itself (5.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Masquerade {
+    /// Nobody's
+    Never,
+    /// Those of all sources that aren't a pod's by [`LocalSources`](super::LocalSources)
+    Outsiders,
+    /// Everyone's
+    Always,
+    /// Those of sources that are addresses of this node, if the source isn't a pod's
+    Host,
+}
+
 /// One address and port that this node serves, and the endpoints it may choose from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Frontend {
@@ -72,4 +100,14 @@ pub struct Frontend {
     pub local: Option<Vec<SocketAddr>>,
     /// Whether an endpoint exists anywhere (behaviour.md 2.9): decides between reject and drop when a list is empty
     pub has_endpoints: bool,
+    /// Which of the lists is used for whom
+    pub policy: TrafficPolicy,
+    /// Whose address the endpoint doesn't see
+    pub masquerade: Masquerade,
+    /// How long a client stays with its endpoint, in seconds since its last new connection, 1 to 86400; `None` without
+    /// session affinity (behaviour.md 6.2). All frontends of a service port and family share what is remembered (6.1).
+    pub affinity: Option<NonZeroU32>,
+    /// The only sources that are let in, all others are dropped; empty lets in all. Sorted, without duplicates, of the
+    /// frontend's family (behaviour.md 3.10)
+    pub sources: Vec<IpNet>,
 }

@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use super::{Family, Frontend, Kind, ServicePort, Vip, endpoints::Candidates};
+use super::{Family, Frontend, Kind, Masquerade, PlanContext, ServicePort, TrafficPolicy, Vip, endpoints::Candidates};
 use crate::model::{Node, ObjectName, Port, Service, ServiceView};
 
 /// The frontends of a Service on this node, as if no other Service claimed one of them.
-pub fn frontends(view: ServiceView<'_>, node: &Node) -> Vec<Frontend> {
+pub fn frontends(view: ServiceView<'_>, node: &Node, context: &PlanContext) -> Vec<Frontend> {
     let mut frontends = Vec::new();
     for port in &view.service.ports {
         for family in Family::ALL {
@@ -26,6 +26,14 @@ pub fn frontends(view: ServiceView<'_>, node: &Node) -> Vec<Frontend> {
                     cluster: (!local).then(|| candidates.cluster(node)),
                     local: local.then(|| candidates.local()),
                     has_endpoints: candidates.any(),
+                    policy: if local {
+                        TrafficPolicy::Local
+                    } else {
+                        TrafficPolicy::Cluster
+                    },
+                    masquerade: internal_masquerade(family, context),
+                    affinity: None,
+                    sources: Vec::new(),
                 });
             }
         }
@@ -56,6 +64,17 @@ fn addresses(service: &Service, family: Family) -> Vec<(Kind, IpAddr)> {
         .into_iter()
         .map(|address| (Kind::ClusterIP, address))
         .collect()
+}
+
+/// Whose address is hidden from the endpoints of a cluster address, whatever its policy (behaviour.md 5.3).
+fn internal_masquerade(family: Family, context: &PlanContext) -> Masquerade {
+    if context.masquerade_all {
+        Masquerade::Always
+    } else if context.detected.contains(&family) {
+        Masquerade::Outsiders
+    } else {
+        Masquerade::Never
+    }
 }
 
 fn service_port(service: &ObjectName, port: &Port) -> ServicePort {

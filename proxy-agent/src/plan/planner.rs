@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Claim, Claims, Frontend, Vip, frontends, vips};
+use super::{Claim, Claims, Frontend, PlanContext, Vip, frontends, vips};
 use crate::model::{Changes, Model, ObjectName, Problem, ServiceView};
 
 /// Plans Services, and knows which other Services a change concerns.
 #[derive(Debug, Default)]
 pub struct Planner {
+    context: PlanContext,
     claims: Claims,
+    /// The context has changed since everything was planned
+    is_stale: bool,
 }
 
 /// What this node must serve from now on. A Service without frontends has an empty list.
@@ -21,19 +24,29 @@ pub enum Update {
 }
 
 impl Planner {
+    /// A planner that has planned nothing yet.
+    pub fn new(context: PlanContext) -> Self {
+        Self {
+            context,
+            ..Self::default()
+        }
+    }
+
+    /// Sets what all Services depend on. Returns whether it is another: then the next [`Self::update`] plans them all,
+    /// even if no Service changed.
+    pub fn set_context(&mut self, context: PlanContext) -> bool {
+        let differs = context != self.context;
+        self.context = context;
+        self.is_stale |= differs;
+        differs
+    }
+
     /// Plans the Services of `changes`, and those that win or lose an address by them.
     pub fn update(&mut self, model: &Model, changes: &Changes) -> Update {
         match changes {
             Changes::Everything => Update::Everything(self.plan_everything(model)),
-            Changes::Known => {
-                let before: Vec<ObjectName> = self.claims.services().cloned().collect();
-                let mut plan = self.plan_everything(model);
-                // Gone as well, unlike those that were never known.
-                for name in before {
-                    plan.entry(name).or_default();
-                }
-                Update::Services(plan)
-            }
+            Changes::Known => Update::Services(self.plan_known(model)),
+            Changes::Services(_) if self.is_stale => Update::Services(self.plan_known(model)),
             Changes::Services(changed) => {
                 let mut concerned = changed.clone();
                 for name in changed {
@@ -50,6 +63,7 @@ impl Planner {
 
     /// Plans all Services there are.
     pub fn plan_everything(&mut self, model: &Model) -> BTreeMap<ObjectName, Vec<Frontend>> {
+        self.is_stale = false;
         self.claims.clear();
         for view in model.services() {
             self.claim(view.name, Some(view));
@@ -61,6 +75,16 @@ impl Planner {
     /// Claims of Services that are not served, because another Service has what they ask for.
     pub fn problems(&self) -> Vec<Problem> {
         self.claims.problems()
+    }
+
+    /// Plans all Services there are, and those that were planned before and are gone.
+    fn plan_known(&mut self, model: &Model) -> BTreeMap<ObjectName, Vec<Frontend>> {
+        let before: Vec<ObjectName> = self.claims.services().cloned().collect();
+        let mut plan = self.plan_everything(model);
+        for name in before {
+            plan.entry(name).or_default();
+        }
+        plan
     }
 
     fn claim(&mut self, name: &ObjectName, view: Option<ServiceView<'_>>) -> BTreeSet<ObjectName> {
@@ -76,7 +100,7 @@ impl Planner {
     }
 
     fn plan(&self, model: &Model, view: ServiceView<'_>) -> Vec<Frontend> {
-        let mut planned = frontends(view, model.node());
+        let mut planned = frontends(view, model.node(), &self.context);
         planned.retain(|frontend| {
             // A nodePort has no address of its own to claim.
             frontend.address.is_none_or(|address| {

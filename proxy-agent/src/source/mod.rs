@@ -8,6 +8,7 @@ pub mod manifests;
 use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
 };
 
 use crate::model::ObjectName;
@@ -23,6 +24,8 @@ pub enum Event {
     EndpointSlice(Change<EndpointSlice>),
     /// This node's Node object changed
     Node(Change<Node>),
+    /// The ranges that addresses of Services come from changed
+    ServiceCIDR(Change<ServiceCIDR>),
     /// What is wrong with the input of this origin now (a file, a watch); an empty list takes back what was said before
     Problems {
         /// The file or watch

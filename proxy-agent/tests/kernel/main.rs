@@ -19,7 +19,7 @@ use proxy_agent::{
         network::NetworkWatch,
     },
     model::ObjectName,
-    plan::{Family, Frontend, Kind, Protocol, ServicePort},
+    plan::{Family, Frontend, Kind, Masquerade, Protocol, ServicePort, TrafficPolicy},
 };
 use proxy_common::layout::{FlowKey, FlowValue, INGRESS, TableSpec, tables};
 
@@ -59,6 +59,10 @@ fn frontend(service: &str, address: &str, endpoints: &[&str]) -> Frontend {
         ),
         local: None,
         has_endpoints: !endpoints.is_empty(),
+        policy: TrafficPolicy::Cluster,
+        masquerade: Masquerade::Never,
+        affinity: None,
+        sources: Vec::new(),
     }
 }
 

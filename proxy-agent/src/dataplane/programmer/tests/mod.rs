@@ -23,7 +23,7 @@ use crate::{
         table::Table as _,
     },
     model::{ObjectName, Problem},
-    plan::{Family, Frontend, Kind, Protocol, ServicePort},
+    plan::{Family, Frontend, Kind, Masquerade, Protocol, ServicePort, TrafficPolicy},
 };
 
 type Plan = BTreeMap<ObjectName, Vec<Frontend>>;
@@ -72,6 +72,10 @@ fn frontend(service: &str, address: &str, cluster: &[&str]) -> Frontend {
         ),
         local: None,
         has_endpoints: !cluster.is_empty(),
+        policy: TrafficPolicy::Cluster,
+        masquerade: Masquerade::Never,
+        affinity: None,
+        sources: Vec::new(),
     }
 }
 

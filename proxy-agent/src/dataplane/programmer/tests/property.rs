@@ -20,7 +20,7 @@ use crate::{
         service_name,
         table::Table as _,
     },
-    plan::{Family, Frontend, Kind, ServicePort},
+    plan::{Family, Frontend, Kind, Masquerade, ServicePort, TrafficPolicy},
 };
 
 /// What may happen to a programmer.
@@ -63,6 +63,10 @@ fn services() -> impl Strategy<Value = Plan> {
                 cluster,
                 local,
                 has_endpoints,
+                policy: TrafficPolicy::Cluster,
+                masquerade: Masquerade::Never,
+                affinity: None,
+                sources: Vec::new(),
             },
         )
     };
