@@ -13,14 +13,16 @@ use std::{
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::Protocol;
+use super::{Family, Kind, Protocol};
 use crate::model::{ObjectName, Problem};
 
 /// An address, port and protocol that packets are matched on (behaviour.md 3.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Vip {
-    /// The virtual address
-    pub address: IpAddr,
+    /// Family of the packets
+    pub family: Family,
+    /// The virtual address; `None` for a nodePort, which stands for addresses of this node
+    pub address: Option<IpAddr>,
     /// The port
     pub port: u16,
     /// The protocol
@@ -29,7 +31,10 @@ pub struct Vip {
 
 impl fmt::Display for Vip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", SocketAddr::new(self.address, self.port), self.protocol)
+        match self.address {
+            Some(address) => write!(f, "{}/{}", SocketAddr::new(address, self.port), self.protocol),
+            None => write!(f, "{} nodePort {}/{}", self.family, self.port, self.protocol),
+        }
     }
 }
 
@@ -38,18 +43,25 @@ impl fmt::Display for Vip {
 pub struct Claim {
     /// What it asks for
     pub vip: Vip,
+    /// As what
+    pub kind: Kind,
     /// Name of its port
     pub port_name: String,
 }
 
 /// Who asks for a [`Vip`]; ordered by age. One without a known age is the youngest, and of equals the first by name has
 /// precedence.
+///
+/// Whoever has it as cluster address comes before all others: only the API server hands those out, while anybody can write
+/// an external address into a Service and would get the others' traffic.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Claimant {
+    is_external: bool,
     no_age: bool,
     created: Option<Timestamp>,
     service: Arc<ObjectName>,
     port_name: String,
+    kind: Kind,
 }
 
 /// All claims of all Services.
@@ -77,12 +89,14 @@ impl Claims {
         }
         let shared_name = Arc::new(service.clone());
         let mut vips = Vec::new();
-        for Claim { vip, port_name } in claims {
+        for Claim { vip, kind, port_name } in claims {
             let claimant = Claimant {
+                is_external: kind != Kind::ClusterIP,
                 no_age: created.is_none(),
                 created,
                 service: Arc::clone(&shared_name),
                 port_name,
+                kind,
             };
             self.enter(claimant, vip, &mut rivals);
             vips.push(vip);
@@ -121,7 +135,7 @@ impl Claims {
             for loser in losers {
                 problems.push(Problem {
                     object: format!("Service {}", loser.service),
-                    field: "spec.clusterIPs".to_owned(),
+                    field: field(loser.kind).to_owned(),
                     reason: refusal(*vip, owner, loser),
                 });
             }
@@ -169,6 +183,16 @@ impl Claims {
     }
 }
 
+/// The field of a Service that asks for addresses or ports of a kind.
+const fn field(kind: Kind) -> &'static str {
+    match kind {
+        Kind::ClusterIP => "spec.clusterIPs",
+        Kind::ExternalIP => "spec.externalIPs",
+        Kind::LoadBalancer => "status.loadBalancer.ingress",
+        Kind::NodePort => "spec.ports[].nodePort",
+    }
+}
+
 fn refusal(vip: Vip, owner: &Claimant, loser: &Claimant) -> String {
     if owner.service == loser.service {
         return format!(
@@ -176,7 +200,9 @@ fn refusal(vip: Vip, owner: &Claimant, loser: &Claimant) -> String {
             loser.port_name, owner.port_name
         );
     }
-    let why = if owner.created == loser.created {
+    let why = if owner.is_external != loser.is_external {
+        "has it as its cluster address"
+    } else if owner.created == loser.created {
         "comes first by name"
     } else {
         "is older"

@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{Family, Protocol};
+use super::{Family, Protocol, Vip};
 
 /// Key of a service port (behaviour.md 1.5): two ports of one number and different protocol are independent.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -110,4 +110,16 @@ pub struct Frontend {
     /// The only sources that are let in, all others are dropped; empty lets in all. Sorted, without duplicates, of the
     /// frontend's family (behaviour.md 3.10)
     pub sources: Vec<IpNet>,
+}
+
+impl Frontend {
+    /// What packets are matched on.
+    pub const fn vip(&self) -> Vip {
+        Vip {
+            family: self.family,
+            address: self.address,
+            port: self.port,
+            protocol: self.service_port.protocol,
+        }
+    }
 }

@@ -15,7 +15,7 @@ mod planner;
 pub use claims::{Claim, Claims, Vip};
 pub use context::PlanContext;
 pub use frontend::{Frontend, Kind, Masquerade, ServicePort, TrafficPolicy};
-pub use frontends::{frontends, vips};
+pub use frontends::{claims_of, frontends};
 pub use node::{LocalSources, NodePlan};
 pub use planner::{Planner, Update};
 

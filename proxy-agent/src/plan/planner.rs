@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Claim, Claims, Frontend, PlanContext, Vip, frontends, vips};
+use super::{Claims, Frontend, PlanContext, claims_of, frontends};
 use crate::model::{Changes, Model, ObjectName, Problem, ServiceView};
 
 /// Plans Services, and knows which other Services a change concerns.
@@ -89,29 +89,17 @@ impl Planner {
 
     fn claim(&mut self, name: &ObjectName, view: Option<ServiceView<'_>>) -> BTreeSet<ObjectName> {
         let created = view.and_then(|view| view.service.created);
-        let claims = view
-            .into_iter()
-            .flat_map(|view| vips(view.service))
-            .map(|(port, vip)| Claim {
-                vip,
-                port_name: port.name.clone(),
-            });
+        let claims = view.map(|view| claims_of(view.service)).unwrap_or_default();
         self.claims.set(name, created, claims)
     }
 
     fn plan(&self, model: &Model, view: ServiceView<'_>) -> Vec<Frontend> {
         let mut planned = frontends(view, model.node(), &self.context);
-        planned.retain(|frontend| {
-            // A nodePort has no address of its own to claim.
-            frontend.address.is_none_or(|address| {
-                let vip = Vip {
-                    address,
-                    port: frontend.port,
-                    protocol: frontend.service_port.protocol,
-                };
-                self.claims.owns(view.name, &frontend.service_port.port_name, vip)
-            })
-        });
+        let is_owned = |frontend: &Frontend| {
+            let port_name = &frontend.service_port.port_name;
+            self.claims.owns(view.name, port_name, frontend.vip())
+        };
+        planned.retain(is_owned);
         planned
     }
 }
