@@ -8,7 +8,7 @@ use clap::Args;
 use crate::{
     config::ProxyConfig,
     model::{Model, Node, ObjectName, parse_ip},
-    plan::{Frontend, PlanContext, Planner},
+    plan::{Frontend, NodePlan, PlanContext, Planner},
     source::manifests,
 };
 
@@ -39,6 +39,8 @@ pub struct Input {
     pub config: ProxyConfig,
     /// The objects
     pub model: Model,
+    /// What they share; the node's own addresses are all that are known of its devices
+    pub node: NodePlan,
     /// The frontends of every Service
     pub frontends: BTreeMap<ObjectName, Vec<Frontend>>,
 }
@@ -118,6 +120,7 @@ impl InputArgs {
             eprintln!("{problem}");
         }
         Ok(Input {
+            node: NodePlan::new(&config, &model, &node_addresses, &node_addresses),
             config,
             model,
             frontends,

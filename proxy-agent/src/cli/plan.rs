@@ -8,7 +8,7 @@ use comfy_table::Table;
 use serde::Serialize;
 
 use super::{Output, input::InputArgs, listing};
-use crate::plan::{Frontend, Kind, Protocol};
+use crate::plan::{Frontend, Kind, Masquerade, Protocol};
 
 /// Print what this node serves according to manifests: every frontend and its endpoints
 #[derive(Debug, Args)]
@@ -41,10 +41,22 @@ struct Row {
     cluster: Option<Vec<SocketAddr>>,
     local: Option<Vec<SocketAddr>>,
     has_endpoints: bool,
+    /// What only the table shows
+    #[serde(skip)]
+    more: More,
+}
+
+/// What else holds for a frontend, as the table shows it.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct More {
+    masquerade: &'static str,
+    affinity: String,
+    sources: String,
 }
 
 impl From<Frontend> for Row {
     fn from(frontend: Frontend) -> Self {
+        let more = More::of(&frontend);
         let service_port = frontend.service_port;
         Self {
             namespace: service_port.namespace,
@@ -57,6 +69,28 @@ impl From<Frontend> for Row {
             cluster: frontend.cluster,
             local: frontend.local,
             has_endpoints: frontend.has_endpoints,
+            more,
+        }
+    }
+}
+
+impl More {
+    fn of(frontend: &Frontend) -> Self {
+        Self {
+            masquerade: match frontend.masquerade {
+                Masquerade::Never => "-",
+                Masquerade::Outsiders => "all but pods",
+                Masquerade::Always => "all",
+                Masquerade::Host => "this host",
+            },
+            affinity: frontend
+                .affinity
+                .map_or_else(|| "-".to_owned(), |seconds| format!("{seconds} s")),
+            sources: if frontend.sources.is_empty() {
+                "all".to_owned()
+            } else {
+                lines(&frontend.sources)
+            },
         }
     }
 }
@@ -71,7 +105,16 @@ impl PlanArgs {
 }
 
 fn text(listing: &Listing) -> Table {
-    let mut table = listing::table(["SERVICE", "KIND", "FRONTEND", "CLUSTER", "LOCAL"]);
+    let mut table = listing::table([
+        "SERVICE",
+        "KIND",
+        "FRONTEND",
+        "SOURCES",
+        "CLUSTER",
+        "LOCAL",
+        "MASQUERADED",
+        "AFFINITY",
+    ]);
     for row in &listing.frontends {
         let address = row.address.map_or_else(
             || format!("*:{}", row.port),
@@ -81,8 +124,11 @@ fn text(listing: &Listing) -> Table {
             format!("{}/{}:{}", row.namespace, row.service, row.port_name),
             row.kind.to_string(),
             format!("{address}/{}", row.protocol),
+            row.more.sources.clone(),
             list(row.cluster.as_deref(), row.has_endpoints),
             list(row.local.as_deref(), row.has_endpoints),
+            row.more.masquerade.to_owned(),
+            row.more.affinity.clone(),
         ]);
     }
     table
@@ -94,10 +140,11 @@ fn list(endpoints: Option<&[SocketAddr]>, has_endpoints: bool) -> String {
         None => "-".to_owned(),
         Some([]) if has_endpoints => "none: drop".to_owned(),
         Some([]) => "none: reject".to_owned(),
-        Some(endpoints) => endpoints
-            .iter()
-            .map(SocketAddr::to_string)
-            .collect::<Vec<_>>()
-            .join("\n"),
+        Some(endpoints) => lines(endpoints),
     }
+}
+
+/// One item a line.
+fn lines(items: &[impl ToString]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }

@@ -93,14 +93,45 @@ fn the_table_says_what_happens_without_endpoints() {
     let directory = directory(&[("web.yaml", SERVICE)]);
     let table = plan(directory.path(), &[]).stdout;
     let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(rows[0], ["SERVICE", "KIND", "FRONTEND", "CLUSTER", "LOCAL"]);
+    assert_eq!(
+        rows[0],
+        [
+            "SERVICE",
+            "KIND",
+            "FRONTEND",
+            "SOURCES",
+            "CLUSTER",
+            "LOCAL",
+            "MASQUERADED",
+            "AFFINITY"
+        ]
+    );
     assert_eq!(
         rows[1],
-        ["shop/web:dns", "ClusterIP", "10.96.0.10:53/UDP", "none:", "reject", "-"]
+        [
+            "shop/web:dns",
+            "ClusterIP",
+            "10.96.0.10:53/UDP",
+            "all",
+            "none:",
+            "reject",
+            "-",
+            "-",
+            "-"
+        ]
     );
     assert_eq!(
         rows[3],
-        ["shop/web:http", "ClusterIP", "10.96.0.10:80/TCP", "10.0.0.1:8080", "-"]
+        [
+            "shop/web:http",
+            "ClusterIP",
+            "10.96.0.10:80/TCP",
+            "all",
+            "10.0.0.1:8080",
+            "-",
+            "-",
+            "-"
+        ]
     );
     assert_eq!(rows[4], ["10.0.0.2:8080"]);
 }
