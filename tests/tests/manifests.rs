@@ -95,6 +95,7 @@ fn the_agent_may_only_read_its_input() -> Result<()> {
     let expected = [
         ("endpointslices", verbs(&["list", "watch"])),
         ("nodes", verbs(&["list", "watch"])),
+        ("servicecidrs", verbs(&["list", "watch"])),
         ("services", verbs(&["list", "watch"])),
     ];
     assert_eq!(

@@ -56,6 +56,13 @@ pub(super) async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming
     if let Some(status) = faults.status {
         return Ok(failure(status, "", "switched on by the test"));
     }
+    if faults.unknown.contains(&resource) {
+        return Ok(failure(
+            404,
+            "NotFound",
+            "the server could not find the requested resource",
+        ));
+    }
     if faults.forbidden.contains(&resource) {
         let (verb, resource) = (if query.watch { "watch" } else { "list" }, resource.plural());
         let message = format!("User \"node\" cannot {verb} resource \"{resource}\" at the cluster scope");

@@ -1,6 +1,6 @@
 //! A Kubernetes API server for tests: real list and watch semantics over HTTP, and every way it can fail, on demand.
 //!
-//! It knows Services, EndpointSlices and Nodes, across all namespaces, reading only; tests write with
+//! It knows Services, EndpointSlices, Nodes and ServiceCIDRs, across all namespaces, reading only; tests write with
 //! [`ApiServer::apply`] and [`ApiServer::delete`]. It validates nothing, so that tests can serve nonsense too.
 
 use std::{
@@ -109,7 +109,7 @@ impl ApiServer {
         self.shared.change(|state| state.store.apply(key, object));
     }
 
-    /// Deletes an object; the namespace of a Node is empty.
+    /// Deletes an object; the namespace of a Node or a ServiceCIDR is empty.
     ///
     /// # Panics
     /// When there is none.
@@ -163,15 +163,21 @@ impl ApiServer {
         self.shared.change(|state| state.faults.forbidden.insert(resource));
     }
 
+    /// Answers 404 to whoever asks for this kind, as a server does that is too old to know it.
+    pub fn forget_kind(&self, resource: Resource) {
+        self.shared.change(|state| state.faults.unknown.insert(resource));
+    }
+
     /// Answers everything with this HTTP status.
     pub fn fail(&self, status: u16) {
         self.shared.change(|state| state.faults.status = Some(status));
     }
 
-    /// Takes back [`Self::forbid`], [`Self::fail`], [`Self::forget_pages`] and [`Self::delay`].
+    /// Takes back [`Self::forbid`], [`Self::forget_kind`], [`Self::fail`], [`Self::forget_pages`] and [`Self::delay`].
     pub fn allow_all(&self) {
         self.shared.change(|state| {
             state.faults.forbidden.clear();
+            state.faults.unknown.clear();
             state.faults.status = None;
             state.faults.forget_pages = false;
             state.faults.delay = Duration::ZERO;

@@ -9,10 +9,13 @@ pub enum Resource {
     EndpointSlices,
     /// `v1` Nodes
     Nodes,
+    /// `networking.k8s.io/v1` ServiceCIDRs
+    ServiceCidrs,
 }
 
 impl Resource {
-    const ALL: [Self; 3] = [Self::Services, Self::EndpointSlices, Self::Nodes];
+    /// All kinds.
+    pub const ALL: [Self; 4] = [Self::Services, Self::EndpointSlices, Self::Nodes, Self::ServiceCidrs];
 
     /// Its plural name, as in paths and RBAC rules.
     pub const fn plural(self) -> &'static str {
@@ -20,6 +23,16 @@ impl Resource {
             Self::Services => "services",
             Self::EndpointSlices => "endpointslices",
             Self::Nodes => "nodes",
+            Self::ServiceCidrs => "servicecidrs",
+        }
+    }
+
+    /// Its API group, as in RBAC rules; empty for the core one.
+    pub const fn group(self) -> &'static str {
+        match self {
+            Self::Services | Self::Nodes => "",
+            Self::EndpointSlices => "discovery.k8s.io",
+            Self::ServiceCidrs => "networking.k8s.io",
         }
     }
 
@@ -28,6 +41,7 @@ impl Resource {
             Self::Services => "Service",
             Self::EndpointSlices => "EndpointSlice",
             Self::Nodes => "Node",
+            Self::ServiceCidrs => "ServiceCIDR",
         }
     }
 
@@ -35,6 +49,7 @@ impl Resource {
         match self {
             Self::Services | Self::Nodes => "v1",
             Self::EndpointSlices => "discovery.k8s.io/v1",
+            Self::ServiceCidrs => "networking.k8s.io/v1",
         }
     }
 
@@ -44,17 +59,20 @@ impl Resource {
             Self::Services => &["metadata.name", "metadata.namespace", "spec.clusterIP", "spec.type"],
             Self::EndpointSlices => &["metadata.name", "metadata.namespace"],
             Self::Nodes => &["metadata.name", "spec.unschedulable"],
+            Self::ServiceCidrs => &["metadata.name"],
         }
     }
 
     /// The kind whose objects of all namespaces are listed and watched at this path.
     pub(super) fn at_path(path: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|resource| {
-            let group = match resource {
-                Self::Services | Self::Nodes => "/api/v1/",
-                Self::EndpointSlices => "/apis/discovery.k8s.io/v1/",
+            let (root, version, plural) = match resource.group() {
+                "" => ("/api/", "v1", resource.plural()),
+                _ => ("/apis/", resource.api_version(), resource.plural()),
             };
-            path.strip_prefix(group) == Some(resource.plural())
+            path.strip_prefix(root)
+                .and_then(|path| path.strip_prefix(version)?.strip_prefix('/'))
+                == Some(plural)
         })
     }
 

@@ -66,6 +66,7 @@ pub(super) struct State {
 pub(super) struct Faults {
     pub(super) delay: Duration,
     pub(super) forbidden: BTreeSet<Resource>,
+    pub(super) unknown: BTreeSet<Resource>,
     pub(super) status: Option<u16>,
     pub(super) gone: Gone,
     pub(super) forget_pages: bool,

@@ -10,7 +10,7 @@ use super::{resource::Resource, selector::Selector};
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
     pub(super) resource: Resource,
-    /// Empty for a Node
+    /// Empty for a Node or a ServiceCIDR
     pub(super) namespace: String,
     pub(super) name: String,
 }

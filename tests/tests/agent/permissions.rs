@@ -41,10 +41,7 @@ fn granted() -> Result<BTreeSet<Permission>> {
 }
 
 fn asked_for(request: &Request) -> Permission {
-    let group = match request.resource {
-        Resource::Services | Resource::Nodes => "",
-        Resource::EndpointSlices => "discovery.k8s.io",
-    };
+    let group = request.resource.group();
     let verb = match request.verb {
         Verb::List { .. } | Verb::NextPage => "list",
         Verb::Watch { .. } => "watch",
@@ -68,16 +65,16 @@ fn the_role_grants_what_the_agent_asks_for_and_nothing_more() -> Result<()> {
         );
         cluster.apply_node("another", &[]);
         let _agent = cluster.start_agent()?;
-        cluster.server.wait_for_watches(3);
+        cluster.server.wait_for_watches(Resource::ALL.len());
         cluster.server.expire_watches();
         cluster.server.wait_for_requests("all is listed again", |requests| {
             requests
                 .iter()
                 .filter(|request| matches!(request.verb, Verb::List { .. }))
                 .count()
-                == 6
+                == 2 * Resource::ALL.len()
         });
-        cluster.server.wait_for_watches(3);
+        cluster.server.wait_for_watches(Resource::ALL.len());
         let requests = cluster.server.requests();
         assert_eq!(requests.iter().map(asked_for).collect::<BTreeSet<_>>(), granted()?);
         for request in requests.iter().filter(|request| request.resource == Resource::Nodes) {

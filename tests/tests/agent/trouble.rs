@@ -24,7 +24,7 @@ fn lost_watches_are_resumed_without_a_lost_request() -> Result<()> {
 
         for gone in [Gone::Status, Gone::Event] {
             // News over the watches end the pauses of the last trouble.
-            cluster.server.wait_for_watches(3);
+            cluster.server.wait_for_watches(Resource::ALL.len());
             cluster.apply(&next())?;
             cluster.wait_for_plan()?;
             let log = cluster.log();
@@ -39,14 +39,14 @@ fn lost_watches_are_resumed_without_a_lost_request() -> Result<()> {
             log.wait_for(&["no longer: watch services"])?;
         }
 
-        cluster.server.wait_for_watches(3);
+        cluster.server.wait_for_watches(Resource::ALL.len());
         cluster.apply(&next())?;
         cluster.wait_for_plan()?;
         cluster.server.expire_watches();
         cluster.apply(&next())?;
         cluster.wait_for_plan()?;
 
-        cluster.server.wait_for_watches(3);
+        cluster.server.wait_for_watches(Resource::ALL.len());
         cluster.server.delay(Duration::from_millis(300));
         cluster.server.drop_watches();
         cluster.apply(&next())?;

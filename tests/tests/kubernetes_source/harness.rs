@@ -11,6 +11,7 @@ use k8s_openapi::{
     api::{
         core::v1::{Node, Service},
         discovery::v1::EndpointSlice,
+        networking::v1::ServiceCIDR,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -18,7 +19,7 @@ use proxy_agent::{
     model::Problem,
     source::{Change, Event, kubernetes::Kubernetes},
 };
-use proxy_tests::api_server::ApiServer;
+use proxy_tests::api_server::{ApiServer, Resource};
 use tempfile::TempDir;
 use tokio::{runtime::Runtime, sync::mpsc, time::timeout};
 
@@ -58,13 +59,14 @@ impl Source {
         }
     }
 
-    /// Starts, and waits until all three kinds are listed and watched.
+    /// Starts, and waits until all kinds are listed and watched.
     pub(super) fn start_watching(server: &ApiServer) -> Self {
         let mut source = Self::start(server);
         source.service();
         source.slice();
         source.node();
-        server.wait_for_watches(3);
+        source.service_range();
+        server.wait_for_watches(Resource::ALL.len());
         source
     }
 
@@ -111,6 +113,18 @@ impl Source {
             Event::Node(change) => Some(change.clone()),
             _ => None,
         })
+    }
+
+    pub(super) fn service_range(&mut self) -> Change<ServiceCIDR> {
+        self.next("ServiceCIDR event", |event| match event {
+            Event::ServiceCIDR(change) => Some(change.clone()),
+            _ => None,
+        })
+    }
+
+    /// Whether no problem was told so far.
+    pub(super) fn problem_free(&self) -> bool {
+        !self.others.iter().any(|event| matches!(event, Event::Problems { .. }))
     }
 
     pub(super) fn problems(&mut self, of: &str) -> Vec<Problem> {

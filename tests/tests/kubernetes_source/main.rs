@@ -42,6 +42,13 @@ fn node(name: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
 }
 
+fn service_range(name: &str, range: &str) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": name},
+        "spec": {"cidrs": [range]},
+    })
+}
+
 fn started() -> ApiServer {
     ApiServer::start().expect("the test API server starts")
 }
@@ -223,8 +230,8 @@ fn a_dropped_connection_is_resumed_without_a_list() {
     server.allow_all();
     assert_eq!(short(&source.service()), "+ meanwhile");
     assert_eq!(short(&source.service()), "- old");
-    server.wait_for_watches(3);
-    for resource in [Resource::Services, Resource::EndpointSlices, Resource::Nodes] {
+    server.wait_for_watches(Resource::ALL.len());
+    for resource in Resource::ALL {
         assert_eq!(lists(&server.requests(), resource), 1, "{resource:?}");
     }
 }
@@ -242,9 +249,9 @@ fn a_bookmark_saves_the_list_after_history_is_forgotten() {
         let resumed = requests
             .iter()
             .filter(|request| request.verb == Verb::Watch { from: 6 });
-        resumed.count() == 3
+        resumed.count() == Resource::ALL.len()
     });
-    server.wait_for_watches(3);
+    server.wait_for_watches(Resource::ALL.len());
     server.apply(service("web"));
     assert_eq!(short(&source.service()), "+ web");
     assert_eq!(lists(&server.requests(), Resource::Services), 1);
@@ -269,7 +276,7 @@ fn a_forgotten_version_leads_to_a_new_list() {
             "= new stays",
             "{gone:?}: neither an empty list nor a part first"
         );
-        server.wait_for_watches(3);
+        server.wait_for_watches(Resource::ALL.len());
         server.apply(service("newer"));
         assert_eq!(short(&source.service()), "+ newer", "{gone:?}");
     }
@@ -314,6 +321,56 @@ fn a_forbidden_kind_is_named_and_recovers() {
     server.allow_all();
     assert_eq!(source.problems("watch services"), [], "said once, then taken back");
     assert_eq!(short(&source.service()), "= web");
+}
+
+/// behaviour.md 4.7
+#[test]
+fn service_ranges_are_followed() {
+    let server = started();
+    server.apply(service_range("kubernetes", "10.96.0.0/16"));
+    let mut source = Source::start(&server);
+    assert_eq!(short(&source.service_range()), "= kubernetes");
+    server.wait_for_watches(Resource::ALL.len());
+    server.apply(service_range("more", "10.97.0.0/16"));
+    assert_eq!(short(&source.service_range()), "+ more");
+    server.delete(Resource::ServiceCidrs, "", "kubernetes");
+    assert_eq!(short(&source.service_range()), "- kubernetes");
+}
+
+/// behaviour.md 4.7: an API server before 1.33 has no ServiceCIDRs, which is nothing wrong and holds up nothing.
+#[test]
+fn an_api_server_without_service_ranges_has_none() {
+    let server = started();
+    server.apply(service("web"));
+    server.forget_kind(Resource::ServiceCidrs);
+    let mut source = Source::start(&server);
+    assert_eq!(short(&source.service_range()), "=");
+    assert_eq!(short(&source.service()), "= web");
+    assert_eq!(short(&source.slice()), "=");
+    assert_eq!(short(&source.node()), "=");
+    server.wait_for_watches(Resource::ALL.len() - 1);
+    server.apply(service("new"));
+    assert_eq!(short(&source.service()), "+ new");
+    assert!(source.problem_free(), "nothing is wrong");
+    assert_eq!(
+        lists(&server.requests(), Resource::ServiceCidrs),
+        1,
+        "nor asked for again soon"
+    );
+}
+
+/// The API server was replaced by an older one.
+#[test]
+fn service_ranges_that_the_api_server_forgets_are_gone() {
+    let server = started();
+    server.apply(service_range("kubernetes", "10.96.0.0/16"));
+    let mut source = Source::start(&server);
+    assert_eq!(short(&source.service_range()), "= kubernetes");
+    server.wait_for_watches(Resource::ALL.len());
+    server.forget_kind(Resource::ServiceCidrs);
+    server.drop_watches();
+    assert_eq!(short(&source.service_range()), "=");
+    assert!(source.problem_free(), "nothing is wrong");
 }
 
 #[test]
@@ -407,7 +464,7 @@ fn an_unreadable_object_is_named_and_left_out() {
     assert!(problem.reason.contains("http"), "what is wrong is missing: {problem}");
     assert_eq!(short(&source.service()), "= web", "the rest of the list goes on");
 
-    server.wait_for_watches(3);
+    server.wait_for_watches(Resource::ALL.len());
     server.apply(service("nonsense"));
     assert_eq!(source.problems("watch services"), []);
     assert_eq!(short(&source.service()), "+ nonsense");

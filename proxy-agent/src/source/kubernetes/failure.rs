@@ -53,6 +53,11 @@ impl Failure {
         }
     }
 
+    /// The API server doesn't know what was asked for.
+    pub(super) fn is_unknown_kind(&self) -> bool {
+        matches!(self, Self::Refused(status) if status.code == 404)
+    }
+
     /// How long the API server itself asks to be left alone (429 and 503 may say so).
     pub(super) fn retry_after(&self) -> Duration {
         let seconds = match self {

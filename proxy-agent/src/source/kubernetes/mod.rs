@@ -1,4 +1,4 @@
-//! Objects from a Kubernetes API server: the Services, EndpointSlices and the Node that concern this node.
+//! Objects from a Kubernetes API server: the Services, EndpointSlices, ServiceCIDRs and the Node that concern this node.
 //!
 //! Each kind has a [`watch::Watch`] of its own, so one that is forbidden doesn't hold up the others. Invariant: what was
 //! told last stays true until the API server itself says otherwise; a lost connection changes nothing.
@@ -14,6 +14,7 @@ use std::{
 use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
 };
 use kube::{
     Client, Config,
@@ -101,8 +102,9 @@ impl Kubernetes {
     }
 
     /// Tells everything there is and all changes from then on, until the receiver is dropped. Never fails: what goes
-    /// wrong is told as [`Event::Problems`] of the origins `watch services`, `watch endpointslices` and `watch nodes`,
-    /// tried again, and taken back when it works.
+    /// wrong is told as [`Event::Problems`] of the origins `watch services`, `watch endpointslices`, `watch nodes` and
+    /// `watch servicecidrs`, tried again, and taken back when it works. An API server that doesn't know ServiceCIDRs has
+    /// none.
     pub async fn run(self, events: Sender<Event>) {
         let visible = Selectors {
             labels: Some(VISIBLE.to_owned()),
@@ -119,8 +121,9 @@ impl Kubernetes {
         let services = Watch::<Service>::new(&self, services, Event::Service, &events);
         let slices = Watch::<EndpointSlice>::new(&self, visible, Event::EndpointSlice, &events);
         let node = Watch::<Node>::new(&self, this_node, Event::Node, &events);
+        let ranges = Watch::<ServiceCIDR>::new(&self, Selectors::default(), Event::ServiceCIDR, &events).optional();
         tokio::select! {
-            _ = async { tokio::join!(services.run(), slices.run(), node.run()) } => {}
+            _ = async { tokio::join!(services.run(), slices.run(), node.run(), ranges.run()) } => {}
             // Where nothing happens, nobody would notice otherwise.
             () = events.closed() => {}
         }

@@ -50,6 +50,10 @@ const RETRY: ExponentialBuilder = ExponentialBuilder::new()
     .with_jitter()
     .without_max_times();
 
+/// How often an API server that doesn't know a kind is asked whether it does by now: it may have been replaced by a newer
+/// one.
+const UNKNOWN_KIND_PAUSE: Duration = Duration::from_mins(5);
+
 /// Which objects of a kind to follow; syntax as in the API's query parameters.
 #[derive(Clone, Default)]
 pub(super) struct Selectors {
@@ -70,6 +74,8 @@ pub(super) struct Watch<K> {
     events: Sender<Event>,
     report: Report,
     backoff: ExponentialBackoff,
+    /// Not every API server knows this kind
+    is_optional: bool,
 }
 
 impl<K> Watch<K>
@@ -90,6 +96,15 @@ where
             events: events.clone(),
             report: Report::new(format!("watch {}", K::plural(&())), events.clone()),
             backoff: RETRY.build(),
+            is_optional: false,
+        }
+    }
+
+    /// An API server that doesn't know this kind is nothing wrong: there are no objects of it.
+    pub(super) fn optional(self) -> Self {
+        Self {
+            is_optional: true,
+            ..self
         }
     }
 
@@ -117,6 +132,12 @@ where
             // Read too slowly for the API server's memory: one page is never too late.
             if matches!(failure, Failure::Expired) {
                 page_size = None;
+            }
+            if self.is_optional && failure.is_unknown_kind() {
+                self.report.listed(BTreeMap::new()).await?;
+                self.tell(Change::Replace(Vec::new())).await?;
+                self.pause(UNKNOWN_KIND_PAUSE).await;
+                continue;
             }
             self.failed(&failure).await?;
         }
@@ -169,7 +190,8 @@ where
         within(ANSWER_LIMIT, self.api.clone().into_client().request(request)).await
     }
 
-    /// Watches from a version on, over any number of connections, until the API server has forgotten the version.
+    /// Watches from a version on, over any number of connections, until the API server has forgotten the version, or
+    /// an optional kind.
     async fn watch(&mut self, mut version: String) -> Result<(), Closed> {
         let params = WatchParams {
             label_selector: self.selectors.labels.clone(),
@@ -194,6 +216,7 @@ where
                     self.pause(Duration::ZERO).await;
                     return Ok(());
                 }
+                Some(failure) if self.is_optional && failure.is_unknown_kind() => return Ok(()),
                 Some(failure) => self.failed(&failure).await?,
             }
         }

@@ -198,16 +198,18 @@ impl Difference {
     /// Lists everything; the Node comes first, so that the Services are planned only once. What could not be read is
     /// said before, so that the listing isn't taken for complete.
     fn into_listing(self) -> Vec<Event> {
-        let (mut nodes, mut services, mut slices) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut nodes, mut ranges, mut services, mut slices) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for object in self.applied {
             match object {
                 Object::Node(object) => nodes.push(*object),
+                Object::ServiceCIDR(object) => ranges.push(*object),
                 Object::Service(object) => services.push(*object),
                 Object::EndpointSlice(object) => slices.push(*object),
             }
         }
         let mut events = self.problems;
         events.push(Event::Node(Change::Replace(nodes)));
+        events.push(Event::ServiceCIDR(Change::Replace(ranges)));
         events.push(Event::EndpointSlice(Change::Replace(slices)));
         events.push(Event::Service(Change::Replace(services)));
         events
@@ -219,6 +221,7 @@ impl Difference {
         self.applied.sort_by_key(|object| Reverse(object.kind()));
         let applied = self.applied.into_iter().map(|object| match object {
             Object::Node(object) => Event::Node(Change::Apply(object)),
+            Object::ServiceCIDR(object) => Event::ServiceCIDR(Change::Apply(object)),
             Object::Service(object) => Event::Service(Change::Apply(object)),
             Object::EndpointSlice(object) => Event::EndpointSlice(Change::Apply(object)),
         });
@@ -230,6 +233,7 @@ impl Difference {
 fn deletion(kind: ObjectKind, name: ObjectName) -> Event {
     match kind {
         ObjectKind::Node => Event::Node(Change::Delete(name)),
+        ObjectKind::ServiceCIDR => Event::ServiceCIDR(Change::Delete(name)),
         ObjectKind::Service => Event::Service(Change::Delete(name)),
         ObjectKind::EndpointSlice => Event::EndpointSlice(Change::Delete(name)),
     }

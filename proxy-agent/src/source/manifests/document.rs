@@ -7,6 +7,7 @@ use k8s_openapi::{
     api::{
         core::v1::{Node, Service},
         discovery::v1::EndpointSlice,
+        networking::v1::ServiceCIDR,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -21,6 +22,7 @@ use crate::model::{ObjectName, Problem};
 pub(super) enum Object {
     Service(Box<Service>),
     EndpointSlice(Box<EndpointSlice>),
+    ServiceCIDR(Box<ServiceCIDR>),
     Node(Box<Node>),
 }
 
@@ -29,6 +31,7 @@ pub(super) enum Object {
 pub(super) enum ObjectKind {
     Service,
     EndpointSlice,
+    ServiceCIDR,
     Node,
 }
 
@@ -50,6 +53,7 @@ impl Object {
         match self {
             Self::Service(_) => ObjectKind::Service,
             Self::EndpointSlice(_) => ObjectKind::EndpointSlice,
+            Self::ServiceCIDR(_) => ObjectKind::ServiceCIDR,
             Self::Node(_) => ObjectKind::Node,
         }
     }
@@ -58,6 +62,7 @@ impl Object {
         let metadata = match self {
             Self::Service(object) => object.metadata(),
             Self::EndpointSlice(object) => object.metadata(),
+            Self::ServiceCIDR(object) => object.metadata(),
             Self::Node(object) => object.metadata(),
         };
         Key {
@@ -124,6 +129,7 @@ impl Contents {
         match (version.as_str(), kind.as_str()) {
             ("v1", "Service") => self.read(place, "Service", document, Object::Service),
             ("v1", "Node") => self.read(place, "Node", document, Object::Node),
+            ("networking.k8s.io/v1", "ServiceCIDR") => self.read(place, "ServiceCIDR", document, Object::ServiceCIDR),
             ("discovery.k8s.io/v1", "EndpointSlice") => {
                 self.read(place, "EndpointSlice", document, Object::EndpointSlice);
             }
@@ -174,7 +180,8 @@ impl Contents {
         match serde_path_to_error::deserialize::<_, T>(watched) {
             Ok(mut object) => {
                 let namespace = &mut object.metadata_mut().namespace;
-                if kind != "Node" && namespace.as_ref().is_none_or(String::is_empty) {
+                let is_namespaced = !matches!(kind, "Node" | "ServiceCIDR");
+                if is_namespaced && namespace.as_ref().is_none_or(String::is_empty) {
                     *namespace = Some("default".to_owned());
                 }
                 self.objects.push(wrap(Box::new(object)));

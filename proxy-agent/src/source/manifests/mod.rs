@@ -2,8 +2,8 @@
 //!
 //! Read are the files `*.yaml`, `*.yml` and `*.json` at the top level of the directory, as `kubectl apply -f DIR` does;
 //! hidden files and subdirectories are not (one that is called like a file is a mistake, and named), so that a mounted ConfigMap (whose files are links into a hidden
-//! subdirectory) is read once. A file may hold several documents, and lists. Services, EndpointSlices and Nodes count,
-//! all else is passed over.
+//! subdirectory) is read once. A file may hold several documents, and lists. Services, EndpointSlices, Nodes and
+//! ServiceCIDRs count, all else is passed over.
 //!
 //! Invariant: bad input takes nothing away. While a file, or a document in it, can't be read, the objects that the file
 //! held before stay as they are; while the directory can't be read, all do. What a file held before this process began is
