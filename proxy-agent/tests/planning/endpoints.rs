@@ -39,7 +39,7 @@ fn draining(node: &str) -> Value {
 }
 
 #[test]
-fn rules_2_2_and_2_4_the_internal_policy_decides_which_list_is_used() {
+fn rule_2_2_and_rule_2_4_the_internal_policy_decides_which_list_is_used() {
     let two = json!([
         endpoint("10.0.0.1", &json!({"nodeName": NODE})),
         endpoint("10.0.0.2", &json!({"nodeName": "b"}))

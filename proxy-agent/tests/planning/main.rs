@@ -2,12 +2,17 @@
 
 #![expect(clippy::needless_pass_by_value, reason = "calls read better with a json! in place")]
 
+mod affinity;
 mod changes;
 mod claims;
 mod command;
 mod endpoints;
+mod frontends;
 mod manifests;
+mod masquerade;
+mod node;
 mod properties;
 mod services;
 mod slices;
+mod sources;
 mod world;

@@ -34,7 +34,7 @@ fn rule_1_1_a_labelled_service_is_invisible_while_it_is_labelled() {
 }
 
 #[test]
-fn rules_1_2_and_1_3_headless_external_and_unallocated_services_are_skipped() {
+fn rule_1_2_and_rule_1_3_headless_external_and_unallocated_services_are_skipped() {
     let ports = json!([{"port": 80}]);
     for spec in [
         json!({"clusterIP": "None", "clusterIPs": ["None"], "ports": ports}),

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
 };
 use proxy_agent::{
     model::{Model, ObjectName, Problem},
-    plan::{Frontend, Planner, Update},
+    plan::{Frontend, Kind, PlanContext, Planner, Update},
     source::{Change, Event},
 };
 use serde_json::{Value, json};
@@ -48,6 +49,14 @@ impl World {
         world
     }
 
+    /// The same on a node where something else holds.
+    pub(crate) fn on(context: PlanContext, events: impl IntoIterator<Item = Event>) -> Self {
+        let mut world = Self::empty();
+        world.planner.set_context(context);
+        world.apply(events);
+        world
+    }
+
     /// Takes in events and plans; returns the names of the Services that were planned anew.
     pub(crate) fn apply(&mut self, events: impl IntoIterator<Item = Event>) -> BTreeSet<String> {
         for event in events {
@@ -74,6 +83,15 @@ impl World {
         names
     }
 
+    /// The only frontend of a kind.
+    pub(crate) fn the(&self, kind: Kind) -> &Frontend {
+        let of_kind = |frontend: &&Frontend| frontend.kind == kind;
+        let mut all = self.frontends.values().flatten().filter(of_kind);
+        let found = all.next().unwrap_or_else(|| panic!("no {kind} in {:?}", self.lines()));
+        assert_eq!(all.next(), None, "more than one {kind}");
+        found
+    }
+
     /// All frontends, each as `name:port_name address:port/protocol -> cluster | local`, sorted.
     pub(crate) fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> = self.frontends.values().flatten().map(line).collect();
@@ -88,17 +106,23 @@ impl World {
     }
 }
 
-/// A frontend in one line. A list that isn't used is `-`, `!` says that there is no endpoint anywhere.
+/// A frontend in one line; its kind is said where it isn't ClusterIP. A list that isn't used is `-`, `!` says that there is no endpoint anywhere.
 fn line(frontend: &Frontend) -> String {
     let list = |addresses: &Option<Vec<std::net::SocketAddr>>| match addresses {
         None => "-".to_owned(),
         Some(addresses) => addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
     };
-    let address = frontend.address.expect("a cluster address");
+    let kind = match frontend.kind {
+        Kind::ClusterIP => String::new(),
+        kind => format!("{kind} "),
+    };
+    let place = match frontend.address {
+        Some(address) => std::net::SocketAddr::new(address, frontend.port).to_string(),
+        None => format!("{}:{}", frontend.family, frontend.port),
+    };
     format!(
-        "{} {}/{} -> {} | {}{}",
+        "{} {kind}{place}/{} -> {} | {}{}",
         frontend.service_port,
-        std::net::SocketAddr::new(address, frontend.port),
         frontend.service_port.protocol,
         list(&frontend.cluster),
         list(&frontend.local),
@@ -123,6 +147,15 @@ pub(crate) fn service_object(name: &str, spec: &Value) -> Service {
 
 pub(crate) fn service(name: &str, spec: Value) -> Event {
     Event::Service(Change::Apply(Box::new(service_object(name, &spec))))
+}
+
+/// A Service of this name, spec and load balancer in namespace `ns`.
+pub(crate) fn balanced(name: &str, spec: Value, ingress: Value) -> Event {
+    let service = serde_json::from_value(json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "ns", "name": name}, "spec": spec,
+        "status": {"loadBalancer": {"ingress": ingress}},
+    }));
+    Event::Service(Change::Apply(Box::new(service.expect("a Service"))))
 }
 
 /// A Service with one cluster address and the unnamed TCP port 80.
@@ -155,6 +188,19 @@ pub(crate) fn slice(name: &str, service: &str, addresses: &str, ports: Value, en
 /// A slice of Service `web` with the unnamed TCP port 8080 and these endpoints.
 pub(crate) fn web_slice(name: &str, endpoints: Value) -> Event {
     slice(name, "web", "IPv4", json!([{"name": "", "port": 8080}]), endpoints)
+}
+
+/// The ranges that addresses of Services come from, by an object of this name.
+pub(crate) fn service_range_object(name: &str, ranges: &[&str]) -> ServiceCIDR {
+    serde_json::from_value(json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": name},
+        "spec": {"cidrs": ranges},
+    }))
+    .expect("a ServiceCIDR")
+}
+
+pub(crate) fn service_range(name: &str, ranges: &[&str]) -> Event {
+    Event::ServiceCIDR(Change::Apply(Box::new(service_range_object(name, ranges))))
 }
 
 /// This node with these labels.
