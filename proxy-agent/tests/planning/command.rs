@@ -88,6 +88,76 @@ fn json_is_what_design_md_7_promises() {
     assert_eq!(serde_yaml_ng::from_str::<Value>(&yaml).expect("YAML"), expected);
 }
 
+const EVERY_KIND: &str = "
+apiVersion: v1
+kind: Service
+metadata: {namespace: shop, name: web}
+spec:
+  type: LoadBalancer
+  clusterIPs: [10.96.0.10, 'fd00:96::10']
+  externalIPs: [192.0.2.1]
+  externalTrafficPolicy: Local
+  internalTrafficPolicy: Local
+  sessionAffinity: ClientIP
+  loadBalancerSourceRanges: [172.30.0.0/16]
+  ports: [{name: http, port: 80, nodePort: 30080}]
+status: {loadBalancer: {ingress: [{ip: 198.51.100.1}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {namespace: shop, name: web-4, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: http, port: 8080}]
+endpoints: [{addresses: [10.0.0.2], nodeName: node-b}, {addresses: [10.0.0.1], nodeName: node-a}]
+";
+
+#[test]
+fn json_has_every_kind_and_null_for_what_is_not_used() {
+    let directory = directory(&[("web.yaml", EVERY_KIND)]);
+    let outcome = plan(directory.path(), &["--node-address", "172.30.0.1", "-o", "json"]);
+    let row = |kind: &str, address: Value, port: u16, cluster: Value, local: Value| {
+        let has_endpoints = [&cluster, &local]
+            .iter()
+            .any(|list| list.as_array().is_some_and(|list| !list.is_empty()));
+        json!({
+            "namespace": "shop", "service": "web", "port_name": "http", "protocol": "TCP", "kind": kind,
+            "address": address, "port": port, "cluster": cluster, "local": local, "has_endpoints": has_endpoints,
+        })
+    };
+    let (all, here) = (json!(["10.0.0.1:8080", "10.0.0.2:8080"]), json!(["10.0.0.1:8080"]));
+    let expected = json!({"frontends": [
+        row("ClusterIP", json!("10.96.0.10"), 80, Value::Null, here.clone()),
+        row("ClusterIP", json!("fd00:96::10"), 80, Value::Null, json!([])),
+        row("ExternalIP", json!("192.0.2.1"), 80, all.clone(), here.clone()),
+        row("LoadBalancer", json!("198.51.100.1"), 80, all.clone(), here.clone()),
+        row("NodePort", Value::Null, 30080, json!([]), json!([])),
+        row("NodePort", Value::Null, 30080, all, here),
+    ]});
+    assert_eq!(serde_json::from_str::<Value>(&outcome.stdout).expect("JSON"), expected);
+    assert_eq!((outcome.success, outcome.stderr.as_str()), (true, ""));
+}
+
+#[test]
+fn the_table_says_whom_a_frontend_admits_hides_and_keeps() {
+    let directory = directory(&[("web.yaml", EVERY_KIND)]);
+    let table = plan(directory.path(), &["--node-address", "172.30.0.1"]).stdout;
+    let row = |kind: &str| {
+        let line = table
+            .lines()
+            .find(|line| line.contains(kind))
+            .expect("a row of each kind");
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(
+        row("LoadBalancer"),
+        "shop/web:http LoadBalancer 198.51.100.1:80/TCP 172.30.0.0/16 10.0.0.1:8080 10.0.0.1:8080 this host 10800 s"
+    );
+    assert_eq!(
+        row("ExternalIP"),
+        "shop/web:http ExternalIP 192.0.2.1:80/TCP all 10.0.0.1:8080 10.0.0.1:8080 this host 10800 s"
+    );
+}
+
 #[test]
 fn the_table_says_what_happens_without_endpoints() {
     let directory = directory(&[("web.yaml", SERVICE)]);

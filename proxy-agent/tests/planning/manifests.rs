@@ -96,6 +96,32 @@ fn files_of_all_names_and_forms_are_read() {
     );
 }
 
+/// behaviour.md 4.7: cluster-wide objects have no namespace, not even that of others without one.
+#[test]
+fn service_ranges_are_read_from_files() {
+    let range = |name: &str, range: &str| {
+        format!(
+            "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {{name: {name}}}\nspec: {{cidrs: [{range}]}}\n"
+        )
+    };
+    let directory = directory(&[
+        (
+            "a.yaml",
+            range("kubernetes", "10.96.0.0/16") + "---\n" + &range("more", "fd00:96::/112"),
+        ),
+        ("b.yaml", range("more", "10.97.0.0/16")),
+    ]);
+    let mut world = World::unlisted();
+    world.apply(manifests::read(directory.path()).expect("a directory"));
+    let mut ranges: Vec<String> = world.model.service_ranges().map(|range| range.to_string()).collect();
+    ranges.sort();
+    assert_eq!(ranges, ["10.96.0.0/16", "fd00:96::/112"]);
+    assert_eq!(
+        problems(&world, directory.path()),
+        ["b.yaml: ServiceCIDR more is in a.yaml already: it is served from there"]
+    );
+}
+
 #[test]
 fn what_is_wrong_is_named_by_file_document_and_field() {
     let file = [
