@@ -25,8 +25,7 @@ impl<'a> Classifier<'a> {
             policy,
             first: None,
         };
-        let is_known = |link: &Link| matches!(classifier.classify(link), Ok((Role::Uplink, _)));
-        if !network.links.iter().any(is_known) {
+        if classifier.uplinks().is_empty() {
             classifier.first = classifier.first_in_a_network();
         }
         classifier
@@ -39,6 +38,13 @@ impl<'a> Classifier<'a> {
             return Err(WhyNot::Framing);
         }
         class
+    }
+
+    /// Interface indexes of the uplinks.
+    pub(super) fn uplinks(&self) -> BTreeSet<u32> {
+        let is_uplink = |link: &&Link| matches!(self.classify(link), Ok((Role::Uplink, _)));
+        let uplinks = self.network.links.iter().filter(is_uplink);
+        uplinks.map(|link| link.index).collect()
     }
 
     fn by_flag(&self, link: &Link) -> Option<Class> {
@@ -119,8 +125,8 @@ impl<'a> Classifier<'a> {
 
     /// Whether other devices have the same address: some CNIs give the node's to the host side of every pod's pair.
     fn is_lent(&self, held: &LinkAddress) -> bool {
-        let others = self.network.addresses.iter().filter(|other| other.index != held.index);
-        others.into_iter().any(|other| other.address == held.address)
+        let mut others = self.network.addresses.iter();
+        others.any(|other| other.index != held.index && other.address == held.address)
     }
 
     /// The first device with an address in a network of others. (The host side of a pod's pair may well have an address,
@@ -153,13 +159,4 @@ fn may_be_pod(link: &Link) -> bool {
 
 fn is_host_prefix(held: &LinkAddress) -> bool {
     held.prefix == if matches!(held.address, IpAddr::V4(_)) { 32 } else { 128 }
-}
-
-/// Interface indexes of the uplinks.
-pub(super) fn uplinks(classifier: &Classifier<'_>) -> BTreeSet<u32> {
-    let links = classifier.network.links.iter();
-    links
-        .filter(|link| matches!(classifier.classify(link), Ok((Role::Uplink, _))))
-        .map(|link| link.index)
-        .collect()
 }

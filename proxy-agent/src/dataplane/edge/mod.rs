@@ -156,7 +156,7 @@ impl InterfaceMatch {
 /// The edges of the node by interface index.
 pub fn edges(network: &Network, policy: &EdgePolicy) -> BTreeMap<u32, Edge> {
     let classifier = Classifier::new(network, policy);
-    let uplinks = classify::uplinks(&classifier);
+    let uplinks = classifier.uplinks();
     let edge = |link: &Link| {
         let (role, why) = classifier.classify(link).ok()?;
         let edge = Edge {
