@@ -24,7 +24,7 @@ use crate::{
         network::NetworkWatch,
     },
     model::{Changes, Model, Problem, ServiceView},
-    plan::{PlanContext, Planner, Update},
+    plan::{NodePlan, PlanContext, Planner, Update},
     source::Event,
 };
 
@@ -77,6 +77,8 @@ pub struct Agent {
     node_addresses: NodeAddresses,
     /// The devices as last seen
     network: Network,
+    /// What the tables were last told of the node
+    node: Option<NodePlan>,
     /// What each device is, as logged
     classes: BTreeMap<String, Class>,
     /// Why the devices could not be looked at
@@ -104,6 +106,7 @@ impl Agent {
             edges,
             node_addresses,
             network: Network::default(),
+            node: None,
             classes: BTreeMap::new(),
             device_problem: None,
             unserved: [const { Vec::new() }; 2],
@@ -131,6 +134,7 @@ impl Agent {
                 changed = network.changed() => {
                     changed?;
                     self.look_at_devices(&mut network).await;
+                    self.write_node();
                 }
                 event = events.recv() => {
                     self.model.apply(event.context("the source of Services has ended")?);
@@ -139,6 +143,7 @@ impl Agent {
                         self.model.apply(event);
                     }
                     self.write();
+                    self.write_node();
                     if self.edges.node_addresses != (self.node_addresses)(&self.model) {
                         self.look_at_devices(&mut network).await;
                     }
@@ -184,6 +189,20 @@ impl Agent {
         if !self.synced {
             self.synced = true;
             tracing::info!("ready");
+        }
+    }
+
+    /// Writes what the node is, once its Services are: an address that no Service has is then known to have none.
+    fn write_node(&mut self) {
+        if !self.synced {
+            return;
+        }
+        let node_addresses = (self.node_addresses)(&self.model);
+        let local: Vec<IpAddr> = self.network.local_addresses().into_iter().collect();
+        let node = NodePlan::new(&self.config, &self.model, &node_addresses, &local);
+        if self.node.as_ref() != Some(&node) {
+            self.dataplane.set_node(node.clone(), dataplane::now());
+            self.node = Some(node);
         }
     }
 

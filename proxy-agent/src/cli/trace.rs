@@ -154,7 +154,7 @@ impl TraceArgs {
 
     fn explain<F: Family>(&self, tables: &Tables, family: &FamilyTables<F::Address>) -> Result<Explanation>
     where
-        F::Address: Address + Ord,
+        F::Address: Address,
     {
         match self.from {
             Origin::Pod => {}

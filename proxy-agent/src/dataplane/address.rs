@@ -2,15 +2,19 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use proxy_common::layout::{AddressBytes, Backend};
+use ipnet::IpNet;
+use proxy_common::layout::{AddressBytes, Backend, Range, ServiceRanges, SourceKey};
 
 /// An address as the tables hold it.
-pub trait Address: AddressBytes + Send {
+pub trait Address: AddressBytes + Ord + Send {
     /// The bytes of an address; `None` for one of the other family.
     fn from_ip(address: IpAddr) -> Option<Self>;
 
     /// The address of the bytes.
     fn to_ip(self) -> IpAddr;
+
+    /// The ranges of the family that cluster addresses are from, to be written.
+    fn service_ranges(ranges: &mut ServiceRanges) -> &mut [Range<Self>];
 }
 
 impl Address for [u8; 4] {
@@ -23,6 +27,10 @@ impl Address for [u8; 4] {
 
     fn to_ip(self) -> IpAddr {
         self.into()
+    }
+
+    fn service_ranges(ranges: &mut ServiceRanges) -> &mut [Range<Self>] {
+        &mut ranges.v4
     }
 }
 
@@ -37,6 +45,10 @@ impl Address for [u8; 16] {
     fn to_ip(self) -> IpAddr {
         self.into()
     }
+
+    fn service_ranges(ranges: &mut ServiceRanges) -> &mut [Range<Self>] {
+        &mut ranges.v6
+    }
 }
 
 /// An endpoint as a slot holds it; `None` for one of the other family.
@@ -45,5 +57,18 @@ pub fn backend<A: Address>(endpoint: SocketAddr) -> Option<Backend<A>> {
         address,
         port: endpoint.port(),
         reserved: 0,
+    })
+}
+
+/// A range of sources as table `sources_*` holds it; `None` for one of the other family.
+pub fn source<A: Address>(service: u32, range: IpNet) -> Option<SourceKey<A>> {
+    A::from_ip(range.network()).map(|address| SourceKey::new(service, address, range.prefix_len()))
+}
+
+/// A range as table `service_ranges` holds it; `None` for one of the other family.
+pub fn range<A: Address>(range: IpNet) -> Option<Range<A>> {
+    Some(Range {
+        network: A::from_ip(range.network())?,
+        mask: A::from_ip(range.netmask())?,
     })
 }

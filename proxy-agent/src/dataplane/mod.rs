@@ -39,7 +39,7 @@ use self::{
 };
 use crate::{
     model::{ObjectName, Problem},
-    plan::Frontend,
+    plan::{Frontend, NodePlan},
 };
 
 pub use attach::Method;
@@ -131,6 +131,11 @@ impl Dataplane {
     /// Makes the tables hold exactly these frontends of the Services named, none for one that is gone.
     pub fn apply(&mut self, changes: BTreeMap<ObjectName, Vec<Frontend>>, now: Duration) {
         self.programmer.apply(changes, now);
+    }
+
+    /// Makes the tables hold what the node is.
+    pub fn set_node(&mut self, node: NodePlan, now: Duration) {
+        self.programmer.set_node(node, now);
     }
 
     /// Serves these edges (see [`edge::edges`]), by interface index, and no others.

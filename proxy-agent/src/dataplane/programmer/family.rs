@@ -5,15 +5,15 @@ use std::{
     time::Duration,
 };
 
-use proxy_common::layout::{AFFINITY_NONE, Backend, ServiceKey, ServiceValue, service_flags};
+use proxy_common::layout::{AFFINITY_NONE, Backend, ServiceKey, ServiceValue, frontend_kind, service_flags};
 
-use super::{filter::Filter, names::Names, sets::Sets};
+use super::{filter::Filter, names::Names, node::Addresses, sets::Sets, sources::Sources};
 use crate::{
     dataplane::{
         address::{self, Address},
         table::{BoxedTable, FamilyTables, TableError},
     },
-    plan::Frontend,
+    plan::{Frontend, Kind, Masquerade, TrafficPolicy},
 };
 
 struct Installed {
@@ -36,6 +36,14 @@ pub(super) struct Family<A> {
     owned: HashMap<u32, HashSet<ServiceKey<A>>>,
     /// Frontends given up, to be removed unless somebody else takes them first
     released: Vec<ServiceKey<A>>,
+    /// Cluster addresses and how many frontends they have
+    cluster_addresses: HashMap<A, u32>,
+    /// Addresses with a wildcard entry
+    wildcards: HashSet<A>,
+    /// Addresses that may have to get or lose their wildcard entry
+    unsettled: HashSet<A>,
+    pub(super) sources: Sources<A>,
+    pub(super) addresses: Addresses<A>,
 }
 
 impl<A: Address> Family<A> {
@@ -53,12 +61,24 @@ impl<A: Address> Family<A> {
             .collect();
         let mut family = Self {
             services: tables.services,
-            sets: Sets::load(tables.slots, &references, backend_filter)?,
+            sets: Sets::load(tables.slots, tables.members, &references, backend_filter)?,
             installed: HashMap::new(),
             owned: HashMap::new(),
             released: Vec::new(),
+            cluster_addresses: HashMap::new(),
+            wildcards: HashSet::new(),
+            unsettled: HashSet::new(),
+            sources: Sources::load(tables.sources)?,
+            addresses: Addresses::load(tables.addresses, frontend_filter)?,
         };
         for (key, value) in entries {
+            if value.flags & service_flags::WILDCARD != 0 {
+                frontend_filter.hold(&key.address);
+                family.wildcards.insert(key.address);
+                family.unsettled.insert(key.address);
+                continue;
+            }
+            family.count_cluster_address(&key, None, Some(&value));
             let owner = names.port(value.service).map(|_| value.service);
             match owner {
                 Some(owner) => {
@@ -132,6 +152,7 @@ impl<A: Address> Family<A> {
         if let Some(address) = virtual_address(&key) {
             frontend_filter.admit(&address, now)?;
         }
+        self.sources.add(service, &frontend.sources)?;
         let mut write = |endpoints: Option<&[std::net::SocketAddr]>| {
             let backends: Vec<Backend<A>> = endpoints
                 .into_iter()
@@ -139,7 +160,10 @@ impl<A: Address> Family<A> {
                 .copied()
                 .filter_map(address::backend)
                 .collect();
-            let set = self.sets.find_or_write(service, &backends, backend_filter, now)?;
+            let keeps_clients = frontend.affinity.is_some();
+            let set = self
+                .sets
+                .find_or_write(service, &backends, keeps_clients, backend_filter, now)?;
             // There are fewer slots than 2^32.
             Ok((set, u32::try_from(backends.len()).unwrap_or(u32::MAX)))
         };
@@ -149,16 +173,12 @@ impl<A: Address> Family<A> {
             key,
             value: ServiceValue {
                 service,
-                flags: if frontend.has_endpoints {
-                    service_flags::HAS_ENDPOINTS
-                } else {
-                    0
-                },
+                flags: flags(frontend),
                 cluster_set,
                 cluster_count,
                 local_set,
                 local_count,
-                affinity_timeout: AFFINITY_NONE,
+                affinity_timeout: frontend.affinity.map_or(AFFINITY_NONE, std::num::NonZeroU32::get),
             },
         })
     }
@@ -178,6 +198,7 @@ impl<A: Address> Family<A> {
             if let (None, Some(address)) = (old, virtual_address(&key)) {
                 frontend_filter.hold(&address);
             }
+            self.count_cluster_address(&key, old.as_ref(), Some(&value));
         }
         let owner = Some(value.service);
         self.installed.insert(key, Installed { owner, value });
@@ -190,9 +211,11 @@ impl<A: Address> Family<A> {
         while let Some(key) = self.released.last().copied() {
             if let Some(installed) = self.installed.get(&key).filter(|installed| installed.owner.is_none()) {
                 self.services.remove(&key)?;
-                for (set, _) in references_of(&installed.value) {
+                let value = installed.value;
+                for (set, _) in references_of(&value) {
                     self.sets.release(set);
                 }
+                self.count_cluster_address(&key, Some(&value), None);
                 if let Some(address) = virtual_address(&key) {
                     frontend_filter.release(&address, now);
                 }
@@ -203,15 +226,88 @@ impl<A: Address> Family<A> {
         Ok(())
     }
 
+    /// Has cluster addresses, and only those, answer for their unknown ports (behaviour.md 4.6, 4.8).
+    pub(super) fn settle_wildcards(&mut self, frontend_filter: &mut Filter, now: Duration) -> Result<(), TableError> {
+        while let Some(address) = self.unsettled.iter().next().copied() {
+            let key = ServiceKey::wildcard(address);
+            match (
+                self.cluster_addresses.contains_key(&address),
+                self.wildcards.contains(&address),
+            ) {
+                (true, false) => {
+                    let value = ServiceValue {
+                        flags: service_flags::WILDCARD,
+                        ..ServiceValue::default()
+                    };
+                    self.services.insert(&key, &value)?;
+                    frontend_filter.hold(&address);
+                    self.wildcards.insert(address);
+                }
+                (false, true) => {
+                    self.services.remove(&key)?;
+                    frontend_filter.release(&address, now);
+                    self.wildcards.remove(&address);
+                }
+                _ => {}
+            }
+            self.unsettled.remove(&address);
+        }
+        Ok(())
+    }
+
     /// Puts the endpoint sets aside that no frontend names any more.
-    pub(super) fn retire_idle(&mut self, now: Duration) {
-        self.sets.retire_idle(now);
+    pub(super) fn retire_idle(&mut self, now: Duration) -> Result<(), TableError> {
+        self.sets.retire_idle(now)
     }
 
     /// Frees the endpoint sets put aside long enough ago.
     pub(super) fn free(&mut self, backend_filter: &mut Filter, now: Duration) -> Result<(), TableError> {
         self.sets.free(backend_filter, now)
     }
+
+    fn count_cluster_address(&mut self, key: &ServiceKey<A>, old: Option<&ServiceValue>, new: Option<&ServiceValue>) {
+        let is_cluster_address = |value: Option<&ServiceValue>| {
+            let kind = value.map(|value| value.flags >> service_flags::KIND_SHIFT & frontend_kind::MASK);
+            kind == Some(frontend_kind::CLUSTER_IP)
+        };
+        let (before, after) = (is_cluster_address(old), is_cluster_address(new));
+        if before == after {
+            return;
+        }
+        let count = self.cluster_addresses.entry(key.address).or_default();
+        *count = if after { *count + 1 } else { *count - 1 };
+        if *count == 0 {
+            self.cluster_addresses.remove(&key.address);
+        }
+        self.unsettled.insert(key.address);
+    }
+}
+
+/// What the plan says of a frontend, in bits.
+pub(super) fn flags(frontend: &Frontend) -> u32 {
+    let kind = match frontend.kind {
+        Kind::ClusterIP => frontend_kind::CLUSTER_IP,
+        Kind::ExternalIP => frontend_kind::EXTERNAL_IP,
+        Kind::LoadBalancer => frontend_kind::LOAD_BALANCER,
+        Kind::NodePort => frontend_kind::NODE_PORT,
+    };
+    let policy = match frontend.policy {
+        TrafficPolicy::Cluster => 0,
+        TrafficPolicy::Local => service_flags::LOCAL,
+        TrafficPolicy::LocalForOutsiders => service_flags::LOCAL | service_flags::SHORT_CIRCUIT,
+    };
+    let masquerade = match frontend.masquerade {
+        Masquerade::Never => 0,
+        Masquerade::Outsiders => service_flags::MASQUERADE_OUTSIDERS,
+        Masquerade::Always => service_flags::MASQUERADE,
+        Masquerade::Host => service_flags::MASQUERADE_HOST,
+    };
+    let bit = |set: bool, bit: u32| if set { bit } else { 0 };
+    kind << service_flags::KIND_SHIFT
+        | policy
+        | masquerade
+        | bit(frontend.has_endpoints, service_flags::HAS_ENDPOINTS)
+        | bit(!frontend.sources.is_empty(), service_flags::RESTRICTED)
 }
 
 /// The sets that a service entry names, with their counts.

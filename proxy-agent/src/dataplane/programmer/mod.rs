@@ -11,7 +11,9 @@ mod devices;
 mod family;
 pub(crate) mod filter;
 mod names;
+mod node;
 mod sets;
+mod sources;
 #[cfg(test)]
 mod tests;
 
@@ -21,15 +23,16 @@ use std::{
     time::Duration,
 };
 
-use proxy_common::layout::Device;
+use ipnet::IpNet;
+use proxy_common::layout::{Device, ServiceRanges};
 
 use super::{
     collect::FlowUsage,
-    table::{TableError, Tables},
+    table::{BoxedTable, TableError, Tables},
 };
 use crate::{
     model::{ObjectName, Problem},
-    plan::{Family as AddressFamily, Frontend, ServicePort},
+    plan::{Family as AddressFamily, Frontend, NodePlan, ServicePort},
 };
 use {devices::Devices, family::Family, filter::Filter, names::Names};
 
@@ -53,6 +56,10 @@ pub struct Programmer {
     devices: Devices,
     waiting: BTreeMap<ObjectName, Waiting>,
     device_problems: Vec<Problem>,
+    service_ranges: BoxedTable<u32, ServiceRanges>,
+    /// What was asked for last
+    node: Option<NodePlan>,
+    node_problems: Vec<Problem>,
     /// What went wrong with no Service in particular
     table_problems: Vec<Problem>,
     /// A whole plan has been seen: from now on what nobody wants may be freed
@@ -85,6 +92,9 @@ impl Programmer {
             backend_filter,
             waiting: BTreeMap::new(),
             device_problems: Vec::new(),
+            service_ranges: tables.service_ranges,
+            node: None,
+            node_problems: Vec::new(),
             table_problems: Vec::new(),
             complete: false,
         })
@@ -125,6 +135,39 @@ impl Programmer {
         if !self.waiting.is_empty() || !self.table_problems.is_empty() {
             self.apply(BTreeMap::new(), now);
         }
+        if let Some(node) = self.node.take_if(|_| !self.node_problems.is_empty()) {
+            self.set_node(node, now);
+        }
+    }
+
+    /// Makes the tables hold what the node is.
+    pub fn set_node(&mut self, node: NodePlan, now: Duration) {
+        let filter = &mut self.frontend_filter;
+        let written = [
+            ("addresses", self.v4.addresses.set(&node, filter, now)),
+            ("addresses", self.v6.addresses.set(&node, filter, now)),
+            (
+                "ranges of pods",
+                node::set_local_pods(&mut self.v4.sources, &node.local_sources),
+            ),
+            (
+                "ranges of pods",
+                node::set_local_pods(&mut self.v6.sources, &node.local_sources),
+            ),
+        ];
+        let failed = written
+            .into_iter()
+            .filter_map(|(what, written)| Some((what, written.err()?)));
+        self.node_problems = failed
+            .map(|(what, error)| problem("this node".to_owned(), what.to_owned(), &error))
+            .collect();
+        match node::set_service_ranges(&mut self.service_ranges, &node.service_ranges) {
+            Ok(left) => self.node_problems.extend(left.iter().map(surplus)),
+            Err(error) => self
+                .node_problems
+                .push(problem("this node".to_owned(), "ServiceCIDRs".to_owned(), &error)),
+        }
+        self.node = Some(node);
     }
 
     /// Makes the table of devices hold exactly these, by interface index.
@@ -156,6 +199,7 @@ impl Programmer {
         let of_services = self.waiting.values().flat_map(|waiting| &waiting.problems);
         of_services
             .chain(&self.device_problems)
+            .chain(&self.node_problems)
             .chain(&self.table_problems)
             .cloned()
             .collect()
@@ -181,17 +225,21 @@ impl Programmer {
                 self.waiting.insert(object.clone(), Waiting { frontends, problems });
             }
         }
-        let removed = [
-            self.v4.remove_released(&mut self.frontend_filter, now),
-            self.v6.remove_released(&mut self.frontend_filter, now),
+        let filter = &mut self.frontend_filter;
+        let settled = [
+            self.v4.remove_released(filter, now),
+            self.v6.remove_released(filter, now),
+            self.v4.settle_wildcards(filter, now),
+            self.v6.settle_wildcards(filter, now),
+            self.v4.retire_idle(now),
+            self.v6.retire_idle(now),
+            self.keep_sources(work),
         ];
-        self.table_problems = removed
+        self.table_problems = settled
             .into_iter()
             .filter_map(Result::err)
-            .map(|error| problem("frontends that are gone".to_owned(), String::new(), &error))
+            .map(|error| problem("what follows from frontends".to_owned(), String::new(), &error))
             .collect();
-        self.v4.retire_idle(now);
-        self.v6.retire_idle(now);
         for (object, frontends) in work {
             for (port, id) in self.names.of_object(object) {
                 let wanted = frontends.iter().any(|frontend| frontend.service_port == port);
@@ -200,6 +248,20 @@ impl Programmer {
                 }
             }
         }
+    }
+
+    /// Lets in no other sources than the frontends say. One that could not be written may still be as it was: then those
+    /// that it had stay as well.
+    fn keep_sources(&mut self, work: &BTreeMap<ObjectName, Vec<Frontend>>) -> Result<(), TableError> {
+        for (object, frontends) in work.iter().filter(|(object, _)| !self.waiting.contains_key(object)) {
+            for (port, id) in self.names.of_object(object) {
+                let of_port = frontends.iter().filter(|frontend| frontend.service_port == port);
+                let ranges: Vec<&IpNet> = of_port.flat_map(|frontend| &frontend.sources).collect();
+                self.v4.sources.keep(id, ranges.iter().copied())?;
+                self.v6.sources.keep(id, ranges.iter().copied())?;
+            }
+        }
+        Ok(())
     }
 
     fn serve(&mut self, object: &ObjectName, frontend: &Frontend, now: Duration) -> Result<(), Problem> {
@@ -262,6 +324,15 @@ fn keys<'a, K: Eq + std::hash::Hash>(
         .filter(|frontend| frontend.family == family)
         .filter_map(key)
         .collect()
+}
+
+/// A range that the table has no room for.
+fn surplus(range: &IpNet) -> Problem {
+    Problem {
+        object: format!("ServiceCIDR {range}"),
+        field: String::new(),
+        reason: "there are more ranges than the datapath looks at: its unused addresses are not refused".to_owned(),
+    }
 }
 
 fn problem(object: String, field: String, reason: &impl Display) -> Problem {

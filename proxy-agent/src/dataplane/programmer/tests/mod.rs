@@ -1,5 +1,6 @@
 //! The programmer against the in-memory twin.
 
+mod node;
 mod property;
 
 use std::{
@@ -10,7 +11,7 @@ use std::{
 };
 
 use proxy_common::layout::{
-    Backend, Device, ServiceCounter, ServiceKey, ServiceValue, SlotKey, filter_bit, service_flags,
+    Backend, Device, MemberKey, ServiceCounter, ServiceKey, ServiceValue, SlotKey, filter_bit, service_flags,
 };
 
 use super::{GRACE, Programmer, filter::bit_of};
@@ -32,7 +33,9 @@ type Plan = BTreeMap<ObjectName, Vec<Frontend>>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct View {
     service_port: ServicePort,
-    has_endpoints: bool,
+    /// Bits of the service entry
+    flags: u32,
+    affinity: u32,
     cluster: Vec<SocketAddr>,
     local: Vec<SocketAddr>,
 }
@@ -119,7 +122,8 @@ fn expected(plan: &Plan) -> Views {
         let address = SocketAddr::new(frontend.address.expect("a virtual address"), frontend.port);
         let view = View {
             service_port: frontend.service_port.clone(),
-            has_endpoints: frontend.has_endpoints,
+            flags: super::family::flags(frontend),
+            affinity: frontend.affinity.map_or(0, std::num::NonZeroU32::get),
             cluster: frontend.cluster.clone().unwrap_or_default(),
             local: frontend.local.clone().unwrap_or_default(),
         };
@@ -137,7 +141,7 @@ fn seen(memory: &Memory) -> Views {
 }
 
 fn see<A: Address>(memory: &Memory, family: &MemoryFamily<A>, views: &mut Views) {
-    let endpoints = |set: u32, count: u32| -> Vec<SocketAddr> {
+    let endpoints = |set: u32, count: u32, affinity: u32| -> Vec<SocketAddr> {
         (0..count)
             .map(|index| {
                 let backend: Backend<A> = family
@@ -150,11 +154,27 @@ fn see<A: Address>(memory: &Memory, family: &MemoryFamily<A>, views: &mut Views)
                     memory.backend_filter.get(&word).expect("readable").unwrap_or(0) & mask,
                     0
                 );
+                let member = MemberKey::new(set, backend.address, backend.port);
+                let member = family.members.get(&member).expect("readable");
+                assert!(
+                    member.is_some() || affinity == 0,
+                    "a client's endpoint must be found again"
+                );
                 SocketAddr::new(backend.address.to_ip(), backend.port)
             })
             .collect()
     };
     for (key, value) in family.services.entries().expect("readable") {
+        if key == ServiceKey::wildcard(key.address) {
+            assert_eq!(value.flags, service_flags::WILDCARD);
+            continue;
+        }
+        let sources = family.sources.entries().expect("readable");
+        let restricted = value.flags & service_flags::RESTRICTED != 0;
+        assert!(
+            !restricted || sources.iter().any(|(source, _)| source.source.service == value.service),
+            "a restricted frontend lets somebody in"
+        );
         let name = memory
             .service_names
             .get(&value.service)
@@ -167,9 +187,10 @@ fn see<A: Address>(memory: &Memory, family: &MemoryFamily<A>, views: &mut Views)
         );
         let view = View {
             service_port: service_name::decode(&name).expect("a name"),
-            has_endpoints: value.flags & service_flags::HAS_ENDPOINTS != 0,
-            cluster: endpoints(value.cluster_set, value.cluster_count),
-            local: endpoints(value.local_set, value.local_count),
+            flags: value.flags,
+            affinity: value.affinity_timeout,
+            cluster: endpoints(value.cluster_set, value.cluster_count, value.affinity_timeout),
+            local: endpoints(value.local_set, value.local_count, value.affinity_timeout),
         };
         views.insert((SocketAddr::new(key.address.to_ip(), key.port), key.protocol), view);
     }

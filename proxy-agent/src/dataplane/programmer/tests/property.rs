@@ -3,13 +3,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
+use ipnet::IpNet;
 use proptest::prelude::*;
+use proxy_common::layout::{ServiceKey, Source, SourceKey};
 
 use super::{Plan, Views, expected, object, second, seen, service_port, start, unused};
 use crate::{
@@ -30,6 +33,27 @@ enum Step {
     Replace(Plan),
     Wait(u64),
     Restart,
+}
+
+/// Policy, masquerade, sources and kind of a frontend.
+fn features(family: Family) -> impl Strategy<Value = (TrafficPolicy, Masquerade, Vec<IpNet>, Kind)> {
+    let source = (1..4u8).prop_map(move |network| {
+        let text = match family {
+            Family::V4 => format!("192.0.{network}.0/24"),
+            Family::V6 => format!("2001:db8:{network}::/48"),
+        };
+        text.parse().expect("a range")
+    });
+    (
+        prop_oneof![
+            Just(TrafficPolicy::Cluster),
+            Just(TrafficPolicy::Local),
+            Just(TrafficPolicy::LocalForOutsiders)
+        ],
+        prop_oneof![Just(Masquerade::Never), Just(Masquerade::Always)],
+        proptest::collection::btree_set(source, 0..3).prop_map(|sources| sources.into_iter().collect()),
+        prop_oneof![Just(Kind::ClusterIP), Just(Kind::LoadBalancer)],
+    )
 }
 
 /// Services a, b and c, each with addresses of its own and two ports that may swap them.
@@ -53,20 +77,22 @@ fn services() -> impl Strategy<Value = Plan> {
             Family::V6 => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, u16::from(service), u16::from(host)]),
         };
         let name = char::from(b'a' + service).to_string();
-        (prop_oneof!["p", "q"], list(family), list(family), any::<bool>()).prop_map(
-            move |(port_name, cluster, local, has_endpoints)| Frontend {
+        let port_name = prop_oneof!["p", "q"];
+        let lists = (list(family), list(family), any::<bool>());
+        (port_name, lists, features(family)).prop_map(
+            move |(port_name, (cluster, local, has_endpoints), (policy, masquerade, sources, kind))| Frontend {
                 service_port: service_port(&name, &port_name),
-                kind: Kind::ClusterIP,
+                kind,
                 family,
                 address: Some(address),
                 port: 80,
                 cluster,
                 local,
                 has_endpoints,
-                policy: TrafficPolicy::Cluster,
-                masquerade: Masquerade::Never,
+                policy,
+                masquerade,
                 affinity: None,
-                sources: Vec::new(),
+                sources,
             },
         )
     };
@@ -75,11 +101,10 @@ fn services() -> impl Strategy<Value = Plan> {
             .flat_map(|host| [Family::V4, Family::V6].map(|family| frontend(service, host, family)))
             .collect();
         let kept = proptest::collection::vec(any::<bool>(), 6);
-        (frontends, kept).prop_map(move |(frontends, kept)| {
-            let frontends = frontends
-                .into_iter()
-                .zip(kept)
-                .filter_map(|(frontend, kept)| kept.then_some(frontend));
+        let affinity = prop_oneof![Just(None), Just(NonZeroU32::new(10))];
+        (frontends, kept, affinity).prop_map(move |(frontends, kept, affinity)| {
+            let kept = frontends.into_iter().zip(kept).filter(|(_, kept)| *kept);
+            let frontends = kept.map(|(frontend, _)| Frontend { affinity, ..frontend });
             (
                 object(&char::from(b'a' + service).to_string()),
                 frontends.collect::<Vec<_>>(),
@@ -110,6 +135,34 @@ fn slots<A: Address>(family: &MemoryFamily<A>) -> Vec<BTreeMap<u32, SocketAddr>>
     let mut sets: Vec<_> = sets.into_values().collect();
     sets.sort_unstable();
     sets
+}
+
+/// Ranges of sources by service port, number of members, and addresses with a wildcard entry.
+fn rest<A: Address>(
+    memory: &Memory,
+    family: &MemoryFamily<A>,
+) -> (BTreeSet<(ServicePort, SourceKey<A>)>, usize, BTreeSet<A>) {
+    let name = |id| memory.service_names.get(&id).expect("readable").expect("a name");
+    let sources = family.sources.entries().expect("readable");
+    let services = family.services.entries().expect("readable");
+    let wildcards = services
+        .iter()
+        .filter(|(key, _)| *key == ServiceKey::wildcard(key.address));
+    (
+        sources
+            .into_iter()
+            .map(|(key, _)| {
+                let port = service_name::decode(&name(key.source.service)).expect("a name");
+                let source = Source {
+                    service: 0,
+                    ..key.source
+                };
+                (port, SourceKey { source, ..key })
+            })
+            .collect(),
+        family.members.entries().expect("readable").len(),
+        wildcards.map(|(key, _)| key.address).collect(),
+    )
 }
 
 fn names(memory: &Memory) -> BTreeSet<ServicePort> {
@@ -188,6 +241,8 @@ proptest! {
         start(&fresh).replace(current, second(0));
         prop_assert_eq!(slots(&memory.v4), slots(&fresh.v4));
         prop_assert_eq!(slots(&memory.v6), slots(&fresh.v6));
+        prop_assert_eq!(rest(&memory, &memory.v4), rest(&fresh, &fresh.v4));
+        prop_assert_eq!(rest(&memory, &memory.v6), rest(&fresh, &fresh.v6));
         prop_assert_eq!(names(&memory), names(&fresh));
         prop_assert_eq!(filters(&memory), filters(&fresh));
     }
