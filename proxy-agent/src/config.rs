@@ -8,7 +8,7 @@ use std::{fs, net::IpAddr, path::Path};
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 
-use crate::model::{parse_ip, parse_range};
+use crate::model::{Family, parse_ip, parse_range};
 
 /// What the configuration means for this proxy. The default is that of an empty file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +47,20 @@ pub enum NodePortAddresses {
     Primary,
     /// All of the node's addresses in these ranges, at least one
     Ranges(Vec<IpNet>),
+}
+
+impl NodePortAddresses {
+    /// The families that a list of ranges says nothing about. It means all of the node's addresses there (behaviour.md
+    /// 3.6), which not everybody expects.
+    pub fn open_families(&self) -> Vec<Family> {
+        match self {
+            Self::Primary => Vec::new(),
+            Self::Ranges(ranges) => {
+                let is_open = |family: &Family| ranges.iter().all(|range| Family::of(range.addr()) != *family);
+                Family::ALL.into_iter().filter(is_open).collect()
+            }
+        }
+    }
 }
 
 impl Default for ProxyConfig {
@@ -221,6 +235,16 @@ winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: "", roo
         assert_eq!(config.unwrap(), expected);
         assert_eq!(with("").unwrap(), ProxyConfig::default());
         assert_eq!(with("nodePortAddresses: [primary]").unwrap(), ProxyConfig::default());
+    }
+
+    #[test]
+    fn rule_3_6_a_family_without_a_range_is_open() {
+        let open = |lines: &str| with(lines).unwrap().node_port_addresses.open_families();
+        assert_eq!(open("nodePortAddresses: [192.0.2.0/24]"), [Family::V6]);
+        assert_eq!(open("nodePortAddresses: ['2001:db8::/32']"), [Family::V4]);
+        assert_eq!(open("nodePortAddresses: [192.0.2.0/24, '::/0']"), []);
+        assert_eq!(open("nodePortAddresses: [primary]"), []);
+        assert_eq!(open(""), []);
     }
 
     #[test]

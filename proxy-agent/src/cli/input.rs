@@ -46,7 +46,7 @@ pub struct Input {
 }
 
 impl InputArgs {
-    /// Reads the configuration, the default without one; what means nothing here is logged.
+    /// Reads the configuration, the default without one; what means nothing here, or more than it seems, is logged.
     ///
     /// # Errors
     /// Those of [`ProxyConfig::read`].
@@ -54,7 +54,7 @@ impl InputArgs {
         self.read_config(|warning| tracing::warn!("{warning}"))
     }
 
-    fn read_config(&self, warn: impl FnOnce(String)) -> Result<ProxyConfig> {
+    fn read_config(&self, warn: impl Fn(String)) -> Result<ProxyConfig> {
         let Some(file) = &self.config else {
             return Ok(ProxyConfig::default());
         };
@@ -64,6 +64,13 @@ impl InputArgs {
                 "configuration {}: these fields are set, but mean nothing to this proxy: {}",
                 file.display(),
                 config.without_meaning.join(", ")
+            ));
+        }
+        for family in config.node_port_addresses.open_families() {
+            warn(format!(
+                "configuration {}: nodePortAddresses: no range of {family}: nodePorts are served on all {family} addresses of \
+                 the node",
+                file.display()
             ));
         }
         Ok(config)

@@ -1,6 +1,6 @@
 //! Lists what a Service is reached at, and where that leads (behaviour.md 3.1).
 
-use std::net::IpAddr;
+use std::{cell::LazyCell, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -17,21 +17,17 @@ pub fn frontends(view: ServiceView<'_>, node: &Node, context: &PlanContext) -> V
         let sources = sources(service, family, context);
         for port in &service.ports {
             let places = places(service, port, family);
-            let is_external = |place: &Place| place.kind != Kind::ClusterIP;
-            let is_accessible = places.iter().any(is_external);
             if places.is_empty() {
                 continue;
             }
             let candidates = Candidates::collect(view, port, family);
-            // behaviour.md 2.4: what no frontend uses isn't computed.
-            let cluster = (!service.internal_traffic_local || is_accessible).then(|| candidates.cluster(node));
-            let local = (service.internal_traffic_local || (service.external_traffic_local && is_accessible))
-                .then(|| candidates.local());
+            // What no frontend uses isn't computed (behaviour.md 2.4).
+            let cluster = LazyCell::new(|| candidates.cluster(node));
+            let local = LazyCell::new(|| candidates.local());
             for place in places {
-                let (policy, masquerade) = if is_external(&place) {
-                    external_traffic(service)
-                } else {
-                    internal_traffic(service, family, context)
+                let (policy, masquerade) = match place.kind {
+                    Kind::ClusterIP => internal_traffic(service, family, context),
+                    Kind::ExternalIP | Kind::LoadBalancer | Kind::NodePort => external_traffic(service),
                 };
                 frontends.push(Frontend {
                     service_port: service_port(view.name, port),
@@ -39,8 +35,8 @@ pub fn frontends(view: ServiceView<'_>, node: &Node, context: &PlanContext) -> V
                     family,
                     address: place.address,
                     port: place.port,
-                    cluster: cluster.clone().filter(|_| policy != TrafficPolicy::Local),
-                    local: local.clone().filter(|_| policy != TrafficPolicy::Cluster),
+                    cluster: (policy != TrafficPolicy::Local).then(|| (*cluster).clone()),
+                    local: (policy != TrafficPolicy::Cluster).then(|| (*local).clone()),
                     has_endpoints: candidates.any(),
                     policy,
                     masquerade,

@@ -230,6 +230,18 @@ fn what_means_nothing_in_the_configuration_is_said() {
     );
 }
 
+/// behaviour.md 3.6
+#[test]
+fn a_family_that_is_opened_by_silence_is_said() {
+    let text = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nnodePortAddresses: [192.0.2.0/24]\n";
+    let directory = directory(&[("web.yaml", SERVICE), ("config", text)]);
+    let config = directory.path().join("config");
+    let outcome = plan(directory.path(), &["--config", config.to_str().expect("UTF-8")]);
+    assert!(outcome.success);
+    let expected = "nodePortAddresses: no range of IPv6: nodePorts are served on all IPv6 addresses of the node\n";
+    assert!(outcome.stderr.ends_with(expected), "{}", outcome.stderr);
+}
+
 #[test]
 fn what_can_not_be_read_at_all_is_an_error() {
     let directory = directory(&[("web.yaml", SERVICE), ("config", "kind: Pod\n")]);

@@ -1,8 +1,12 @@
 //! Any sequence of events ends where a fresh start with the final objects ends, and names every Service whose plan
 //! changed on the way.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
+use ipnet::IpNet;
 use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
@@ -315,8 +319,8 @@ proptest! {
             prop_assert!(frontend.sources.is_empty() || frontend.kind == Kind::LoadBalancer);
             prop_assert!(frontend.sources.is_sorted());
             let addresses = frontend.cluster.iter().chain(&frontend.local).flatten();
-            let addresses = addresses.map(|endpoint| endpoint.ip()).chain(frontend.address);
-            let addresses: Vec<IpAddr> = addresses.chain(frontend.sources.iter().map(|range| range.addr())).collect();
+            let addresses = addresses.map(SocketAddr::ip).chain(frontend.address);
+            let addresses: Vec<IpAddr> = addresses.chain(frontend.sources.iter().map(IpNet::addr)).collect();
             let family = frontend.family;
             prop_assert!(addresses.into_iter().all(|address| proxy_agent::plan::Family::of(address) == family));
             let has_any = frontend.cluster.iter().chain(&frontend.local).any(|list| !list.is_empty());
