@@ -1,6 +1,10 @@
 //! The arguments that say what is planned, and for which node.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -39,7 +43,7 @@ pub struct Input {
     pub config: ProxyConfig,
     /// The objects
     pub model: Model,
-    /// What they share; the node's own addresses are all that are known of its devices
+    /// What they share. There are no devices to ask: the node has its own addresses and the loopback ones
     pub node: NodePlan,
     /// The frontends of every Service
     pub frontends: BTreeMap<ObjectName, Vec<Frontend>>,
@@ -126,8 +130,10 @@ impl InputArgs {
         for problem in model.problems().into_iter().chain(planner.problems()) {
             eprintln!("{problem}");
         }
+        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+        let local_addresses = [&node_addresses[..], &loopback].concat();
         Ok(Input {
-            node: NodePlan::new(&config, &model, &node_addresses, &node_addresses),
+            node: NodePlan::new(&config, &model, &node_addresses, &local_addresses),
             config,
             model,
             frontends,
