@@ -231,7 +231,8 @@ fn rule_1_6_external_addresses_are_read_sloppily_and_bad_ones_are_named() {
         "127.0.0.1",
         "2001:DB8:0::1",
         "192.0.2.1",
-        "0.0.0.0"
+        "0.0.0.0",
+        ""
     ]);
     let spec = json!({
         "type": "LoadBalancer", "clusterIPs": ["10.96.0.1", "fd00:96::1"], "externalIPs": addresses,

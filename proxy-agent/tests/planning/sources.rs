@@ -80,7 +80,7 @@ fn rule_3_10_with_the_node_come_the_addresses_of_the_load_balancer() {
 
 #[test]
 fn rule_1_6_ranges_are_trimmed_and_bad_ones_named() {
-    let world = world(json!([" 010.0.0.1/8 ", "10.0.0.0", "fd00::/129", "all"]), &[]);
+    let world = world(json!([" 010.0.0.1/8 ", "10.0.0.0", "fd00::/129", "all", " "]), &[]);
     assert_eq!(sources(&world), ["10.0.0.0/8", ""]);
     let expected: Vec<String> = ["10.0.0.0", "fd00::/129", "all"]
         .iter()

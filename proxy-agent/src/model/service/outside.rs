@@ -32,11 +32,16 @@ pub(super) fn is_local(spec: &api::ServiceSpec, complaints: &mut Complaints) -> 
     ) && counts
 }
 
+/// Whether an entry of a list isn't blank: API servers let blank ones pass, and they mean nothing.
+fn is_given(text: &str) -> bool {
+    !text.trim().is_empty()
+}
+
 /// `spec.externalIPs`: sorted, without duplicates.
 pub(super) fn external_ips(spec: &api::ServiceSpec, complaints: &mut Complaints) -> Vec<IpAddr> {
     let texts = spec.external_ips.as_deref().unwrap_or_default();
     let mut addresses = BTreeSet::new();
-    for (index, text) in texts.iter().enumerate() {
+    for (index, text) in texts.iter().enumerate().filter(|(_, text)| is_given(text)) {
         match parse_ip(text).and_then(super::servable) {
             Ok(address) => _ = addresses.insert(address),
             Err(reason) => complaints.add(format!("spec.externalIPs[{index}]"), reason),
@@ -79,7 +84,7 @@ pub(super) fn load_balancer_ips(status: Option<&api::ServiceStatus>, complaints:
 pub(super) fn source_ranges(spec: &api::ServiceSpec, complaints: &mut Complaints) -> Vec<IpNet> {
     let texts = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
     let mut ranges = BTreeSet::new();
-    for (index, text) in texts.iter().enumerate() {
+    for (index, text) in texts.iter().enumerate().filter(|(_, text)| is_given(text)) {
         match parse_range(text) {
             Ok(range) => _ = ranges.insert(range),
             Err(reason) => {
