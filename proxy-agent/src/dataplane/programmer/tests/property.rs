@@ -137,11 +137,10 @@ fn slots<A: Address>(family: &MemoryFamily<A>) -> Vec<BTreeMap<u32, SocketAddr>>
     sets
 }
 
+type Rest<A> = (BTreeSet<(ServicePort, SourceKey<A>)>, usize, BTreeSet<A>);
+
 /// Ranges of sources by service port, number of members, and addresses with a wildcard entry.
-fn rest<A: Address>(
-    memory: &Memory,
-    family: &MemoryFamily<A>,
-) -> (BTreeSet<(ServicePort, SourceKey<A>)>, usize, BTreeSet<A>) {
+fn rest<A: Address>(memory: &Memory, family: &MemoryFamily<A>) -> Rest<A> {
     let name = |id| memory.service_names.get(&id).expect("readable").expect("a name");
     let sources = family.sources.entries().expect("readable");
     let services = family.services.entries().expect("readable");
