@@ -1,65 +1,178 @@
 //! The lab itself: without a proxy its pods reach each other, and nothing of it stays.
 
-use std::{fs, net::SocketAddr, process::Command};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    process::Command,
+    time::Duration,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use proxy_tests::{
-    lab::{Connection, Family, Lab, Load, Protocol, standing},
+    lab::{
+        Addresses, Builder, Connection, Family, Lab, Load, Protocol, RequestError, Shape,
+        address::{self, OUTSIDE},
+        standing,
+    },
     require_root,
 };
 
-/// From `client` to `near` on its node and `far` on the other one, every protocol and family.
-fn everything_is_reachable(lab: &Lab) -> Result<()> {
-    for name in ["near", "far"] {
-        lab.serve(name, 8080)?;
-        for family in Family::ALL {
-            for protocol in Protocol::ALL {
-                let to = lab.pod(name).addresses().with_port(family, 8080);
-                let answer = lab.request("client", protocol, to)?;
-                ensure!(answer.backend == name, "{protocol} {family}: {answer:?}");
-                ensure!(
-                    answer.peer.ip() == lab.pod("client").addresses().of(family),
-                    "{protocol} {family}: {answer:?}"
-                );
-            }
+/// Where servers listen.
+const PORT: u16 = 8080;
+
+/// Asks over every protocol and family; the server must see the client under an address that is right.
+fn reaches(lab: &Lab, from: &str, server: &str, to: Addresses, seen_rightly: impl Fn(IpAddr) -> bool) -> Result<()> {
+    for family in Family::ALL {
+        for protocol in Protocol::ALL {
+            let answer = lab
+                .request(from, protocol, to.with_port(family, PORT))
+                .with_context(|| format!("{from} to {server}, {protocol} {family}"))?;
+            ensure!(
+                answer.backend == server && seen_rightly(answer.peer.ip()),
+                "{from} to {server}, {protocol} {family}: {answer:?}"
+            );
         }
     }
     Ok(())
 }
 
-#[test]
-fn pods_reach_each_other() -> Result<()> {
-    require_root!();
+/// From pods to pods, nodes and the outside, from a node to pods, and, if nodes let them in, from outside to pods.
+fn everything_is_reachable(lab: &Lab, strict: bool) -> Result<()> {
+    let pod = |name| lab.pod(name).addresses();
+    let node = |name| lab.node(name).addresses();
+    let is = |own: Addresses| move |seen| own.both().contains(&seen);
+    for server in ["client", "near", "far", "node-a", "node-b", "outside"] {
+        lab.serve(server, PORT)?;
+    }
+    for name in ["near", "far"] {
+        reaches(lab, "client", name, pod(name), is(pod("client")))?;
+        reaches(lab, "node-a", name, pod(name), |seen| lab.node("node-a").holds(seen))?;
+        if !strict {
+            reaches(lab, "outside", name, pod(name), is(OUTSIDE))?;
+        }
+    }
+    reaches(lab, "far", "client", pod("client"), is(pod("far")))?;
+    reaches(lab, "client", "node-a", node("node-a"), is(pod("client")))?;
+    let leaving = if strict { node("node-a") } else { pod("client") };
+    reaches(lab, "client", "node-b", node("node-b"), is(leaving))?;
+    reaches(lab, "client", "outside", OUTSIDE, is(leaving))?;
+    reaches(lab, "outside", "node-a", node("node-a"), is(OUTSIDE))?;
+    Ok(())
+}
+
+fn cluster() -> Builder {
     Lab::builder()
         .node("node-a", &["client", "near"])
         .node("node-b", &["far"])
-        .run(|lab| everything_is_reachable(lab))
 }
 
 #[test]
-fn pods_reach_each_other_through_strict_nodes() -> Result<()> {
+fn everybody_reaches_everybody_in_every_shape() -> Result<()> {
     require_root!();
-    let strict = Lab::builder()
-        .node("node-a", &["client", "near"])
-        .node("node-b", &["far"])
-        .outside()
-        .strict();
-    strict.run(|lab| {
-        everything_is_reachable(lab)?;
-        lab.serve("outside", 80)?;
-        for family in Family::ALL {
-            let answer = lab.tcp_request("client", proxy_tests::lab::address::OUTSIDE.with_port(family, 80))?;
+    for shape in Shape::ALL {
+        cluster()
+            .shape(shape)
+            .outside()
+            .run(|lab| everything_is_reachable(lab, false).with_context(|| shape.to_string()))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn pods_reach_each_other_through_strict_nodes_in_every_shape() -> Result<()> {
+    require_root!();
+    for shape in Shape::ALL {
+        cluster().shape(shape).outside().strict().run(|lab| {
+            everything_is_reachable(lab, true).with_context(|| shape.to_string())?;
+            let offended = lab.offended_rules()?;
             ensure!(
-                answer.peer.ip() == lab.node("node-a").addresses().of(family),
-                "not masqueraded: {answer:?}"
+                offended.iter().all(|rule| rule.contains("leaves the cluster")),
+                "{shape}: {offended:#?}"
+            );
+            // Nobody opened this way: the forward chain must not let it through.
+            let refused = lab.namespace("outside").run(|| {
+                let to = lab.pod("near").addresses().with_port(Family::V4, PORT);
+                std::net::TcpStream::connect_timeout(&to, Duration::from_millis(300))
+            });
+            ensure!(
+                refused.is_err(),
+                "{shape}: a strict node let a connection from outside through"
+            );
+            lab.admit_outside()?;
+            let to = lab.pod("near").addresses();
+            reaches(lab, "outside", "near", to, |seen| OUTSIDE.both().contains(&seen))?;
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Two routers on the way, a node's second address, and an address that is announced but bound nowhere.
+#[test]
+fn a_client_far_outside_reaches_both_uplinks_of_a_node() -> Result<()> {
+    require_root!();
+    cluster().far_outside().second_uplink().run(|lab| {
+        lab.serve("node-a", PORT)?;
+        let node = lab.node("node-a");
+        for to in [node.addresses(), node.second_addresses()] {
+            reaches(lab, "outside", "node-a", to, |seen| OUTSIDE.both().contains(&seen))?;
+        }
+        let moved = address::balancer(1);
+        lab.announce(moved, &["node-a", "node-b"])?;
+        ensure!(lab.udp_request("outside", moved.with_port(Family::V4, PORT)).is_err());
+        // The announcement leads to the nodes: one that holds the address answers.
+        lab.announce(moved, &["node-b"])?;
+        lab.namespace("node-b").ip(&format!(
+            "addr add {}/32 dev lo\naddr add {}/128 dev lo\n",
+            moved.v4, moved.v6
+        ))?;
+        for family in Family::ALL {
+            let refused = lab.tcp_request("outside", moved.with_port(family, PORT));
+            ensure!(
+                refused.as_ref().is_err_and(RequestError::is_refused),
+                "{family}: {refused:?}"
             );
         }
-        // Nobody opened this way: the forward chain must not let it through.
-        let refused = lab.namespace("outside").run(|| {
-            let to = lab.pod("near").addresses().with_port(Family::V4, 8080);
-            std::net::TcpStream::connect_timeout(&to, std::time::Duration::from_millis(300))
-        });
-        ensure!(refused.is_err(), "a strict node let a connection from outside through");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_macvlan_pod_is_on_the_wire_and_has_no_device_on_its_node() -> Result<()> {
+    require_root!();
+    let cluster = Lab::builder().node("node-a", &["near"]).macvlan_pod("client");
+    cluster.node("node-b", &["far"]).run(|lab| {
+        lab.serve("far", PORT)?;
+        let client = lab.pod("client");
+        ensure!(client.host_device().is_none());
+        let own = client.addresses().both();
+        reaches(lab, "client", "far", lab.pod("far").addresses(), |seen| {
+            own.contains(&seen)
+        })
+    })
+}
+
+/// A smaller MTU on the way: what doesn't fit is answered with an ICMP error, and the sender learns it.
+#[test]
+fn a_narrow_hop_is_discovered() -> Result<()> {
+    require_root!();
+    cluster().far_outside().run(|lab| {
+        lab.serve("near", PORT)?;
+        lab.set_mtu("router", "border", 1300)?;
+        lab.set_mtu("border", "router", 1300)?;
+        for family in Family::ALL {
+            let to = lab.pod("near").addresses().with_port(family, PORT);
+            lab.namespace("outside").run(|| -> Result<()> {
+                let mut connection = Connection::open(to)?;
+                connection.pull(100_000)?;
+                connection.push(100_000)?;
+                Ok(())
+            })?;
+            let learnt = lab
+                .namespace("near")
+                .tool("ip", &["route", "get", &OUTSIDE.of(family).to_string()], "")?;
+            ensure!(learnt.contains("mtu 1300"), "{family}: {learnt}");
+        }
         Ok(())
     })
 }
@@ -145,7 +258,7 @@ fn the_next_lab_removes_what_a_killed_process_left() -> Result<()> {
         let lab = Lab::builder().node("node-a", &["client"]).build()?;
         fs::write(std::env::var(ROLE)?, lab.directory().display().to_string())?;
         // The parent kills this process; the deadline is for the case that the parent was killed first.
-        std::thread::sleep(std::time::Duration::from_mins(1));
+        std::thread::sleep(Duration::from_mins(1));
         return Ok(());
     }
     let note = std::env::temp_dir().join(format!("lab-victim-{}", std::process::id()));

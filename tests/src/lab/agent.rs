@@ -252,8 +252,9 @@ impl Lab {
             .as_array()
             .context("status -o json: no list `devices`")?;
         let is_served = |pod: &Pod| {
-            let of_pod = |device: &&Value| device["name"] == pod.host_device();
-            let device = devices.iter().find(of_pod);
+            // A pod without a device on the node needs none to be served.
+            let Some(name) = pod.host_device() else { return true };
+            let device = devices.iter().find(|device| device["name"] == name.as_str());
             device.is_some_and(|device| device["ingress"].is_string() && device["egress"].is_string())
         };
         let holds = |service: &Service| Ok(self.served_endpoints(node, service)? == service.endpoints());

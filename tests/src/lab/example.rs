@@ -71,7 +71,12 @@ pub struct Servers {
 pub fn serve(prefix: &str) -> Result<Servers> {
     let addresses = addresses().collect::<BTreeMap<_, _>>();
     let start = |(pod, port): (&'static str, u16)| {
-        Server::start(&Namespace::open(&format!("{prefix}-{pod}"))?, pod, addresses[pod], port)
+        Server::start(
+            &Namespace::open(&format!("{prefix}-{pod}"))?,
+            pod,
+            &[addresses[pod]],
+            port,
+        )
     };
     let servers = servers().map(start).collect::<Result<_>>()?;
     Ok(Servers { _servers: servers })

@@ -20,16 +20,20 @@
 //! # }
 //! ```
 //!
-//! The shape is that of a point-to-point CNI with native routing (Calico, kindnet): a pod has a /32 and a /128 address and
-//! a link-local gateway; its node has an address-less veth and a host route. See [`address`] for who has which address.
+//! If [`Builder::shape`] says nothing else it is that of a point-to-point CNI with native routing (Calico, kindnet): a pod has
+//! a /32 and a /128 address and a link-local gateway; its node has an address-less veth and a host route. See [`address`] for
+//! who has which address.
 //! All that a lab made goes when it is dropped; what a killed process left goes when the next lab is built.
 
 pub mod address;
 mod agent;
 mod builder;
 mod client;
+mod cni;
 mod command;
 pub mod example;
+mod fabric;
+mod interconnect;
 mod load;
 mod manifest;
 mod namespace;
@@ -37,6 +41,7 @@ mod obstacle;
 mod owner;
 mod report;
 pub mod server;
+mod shape;
 mod standing;
 mod statistics;
 pub mod strict;
@@ -44,7 +49,7 @@ pub mod strict;
 use std::{
     collections::BTreeMap,
     fs,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Mutex,
     thread,
@@ -57,6 +62,9 @@ pub use address::{Addresses, Family};
 pub use agent::{Agent, AgentOptions, agent_binary};
 pub use builder::Builder;
 pub use client::{Answer, Connection, RequestError, UdpClient, tcp_request, udp_request};
+use cni::Attachment;
+use fabric::Fabric;
+pub use fabric::Outside;
 pub use load::{Load, LoadReport};
 pub use manifest::{Protocol, Service};
 pub use namespace::Namespace;
@@ -64,6 +72,7 @@ pub use obstacle::obstacle;
 use owner::Estate;
 use report::Request;
 use server::Server;
+pub use shape::{BridgeNetfilter, Cni, Interconnect, Shape};
 pub use standing::{Standing, standing};
 pub use statistics::{chi_square, percentile};
 
@@ -75,6 +84,8 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Pod {
     name: String,
     node: String,
+    node_number: u8,
+    attachment: Attachment,
     addresses: Addresses,
     namespace: Namespace,
 }
@@ -100,18 +111,23 @@ impl Pod {
         &self.namespace
     }
 
-    /// The device on its node that leads to it.
-    pub fn host_device(&self) -> String {
-        format!("veth-{}", self.name)
+    /// The device on its node that leads to it; a macvlan pod has none.
+    pub fn host_device(&self) -> Option<String> {
+        match self.attachment {
+            Attachment::Shape => Some(format!("veth-{}", self.name)),
+            Attachment::Macvlan => None,
+        }
     }
 }
 
-/// A node: a namespace with an uplink `eth0` on the wire and a veth to each of its pods.
+/// A node: a namespace with an uplink `eth0` on the wire, perhaps a second one `eth1`, and a veth to each of its pods.
 #[derive(Debug)]
 pub struct Node {
     name: String,
     number: u8,
     namespace: Namespace,
+    shape: Shape,
+    second_uplink: bool,
     pods: u8,
 }
 
@@ -126,6 +142,34 @@ impl Node {
         address::node(self.number)
     }
 
+    /// Its addresses on the second wire.
+    ///
+    /// # Panics
+    /// The lab has no second wire.
+    pub fn second_addresses(&self) -> Addresses {
+        assert!(self.second_uplink, "this lab has no second wire");
+        address::node_on_second_wire(self.number)
+    }
+
+    /// Its addresses on each wire.
+    pub fn wire_addresses(&self) -> Vec<Addresses> {
+        let second = self.second_uplink.then(|| self.second_addresses());
+        [self.addresses()].into_iter().chain(second).collect()
+    }
+
+    /// Whether an address is the node's own, on whichever device: what a server sees of the node itself, and of clients
+    /// that the node masquerades (behaviour.md 5.1), depends on the shape.
+    pub fn holds(&self, address: IpAddr) -> bool {
+        let Shape { cni, interconnect } = self.shape;
+        let inward = [cni.address(self.number), interconnect.address(self.number)];
+        let mut own = self
+            .wire_addresses()
+            .into_iter()
+            .chain(inward)
+            .flat_map(Addresses::both);
+        own.any(|held| held == address)
+    }
+
     /// Its namespace.
     pub const fn namespace(&self) -> &Namespace {
         &self.namespace
@@ -137,10 +181,10 @@ impl Node {
 pub struct Lab {
     // Servers end before the estate, which holds the namespaces they are in, is removed.
     servers: Mutex<Vec<Server>>,
+    shape: Shape,
     nodes: Vec<Node>,
     pods: Vec<Pod>,
-    router: Namespace,
-    outside: Option<Namespace>,
+    fabric: Fabric,
     applied: Mutex<BTreeMap<String, Service>>,
     last_failure: Mutex<Option<Request>>,
     estate: Estate,
@@ -179,16 +223,12 @@ impl Lab {
             .unwrap_or_else(|| panic!("this lab has no pod {name}"))
     }
 
-    /// Namespace of a pod, a node, the `router`, or the client `outside`, by name; there must be one.
+    /// Namespace of a pod, a node, the `router`, the `border`, or the client `outside`, by name; there must be one.
     pub fn namespace(&self, name: &str) -> &Namespace {
         let pods = self.pods.iter().map(|pod| (pod.name.as_str(), &pod.namespace));
         let nodes = self.nodes.iter().map(|node| (node.name.as_str(), &node.namespace));
-        let others = [("router", Some(&self.router)), ("outside", self.outside.as_ref())];
-        let others = others
-            .into_iter()
-            .filter_map(|(name, namespace)| Some((name, namespace?)));
         pods.chain(nodes)
-            .chain(others)
+            .chain(self.fabric.namespaces())
             .find_map(|(found, namespace)| (found == name).then_some(namespace))
             .unwrap_or_else(|| panic!("this lab has no {name}"))
     }
@@ -235,11 +275,11 @@ impl Lab {
         }
         let pod = self.pods.iter().find(|pod| pod.name == name).map(Pod::addresses);
         let addresses = match pod {
-            Some(addresses) => addresses,
-            None if name == "outside" => address::OUTSIDE,
-            None => self.node(name).addresses(),
+            Some(addresses) => vec![addresses],
+            None if name == "outside" => vec![address::OUTSIDE],
+            None => self.node(name).wire_addresses(),
         };
-        servers.push(Server::start(self.namespace(name), name, addresses, port)?);
+        servers.push(Server::start(self.namespace(name), name, &addresses, port)?);
         Ok(())
     }
 
@@ -293,7 +333,9 @@ impl Lab {
         };
         for pod in &self.pods {
             switch(&pod.namespace, "eth0")?;
-            switch(&self.node(&pod.node).namespace, &pod.host_device())?;
+            if let Some(device) = pod.host_device() {
+                switch(&self.node(&pod.node).namespace, &device)?;
+            }
         }
         self.nodes.iter().try_for_each(|node| switch(&node.namespace, "eth0"))
     }

@@ -41,12 +41,13 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Listens on a port of both addresses, for TCP and UDP, before it returns.
+    /// Listens on a port of all these addresses, for TCP and UDP, before it returns.
     ///
     /// # Errors
     /// An address is not the namespace's own or is in use.
-    pub(super) fn start(namespace: &Namespace, name: &str, addresses: Addresses, port: u16) -> Result<Self> {
-        let sockets = Family::ALL.map(|family| addresses.with_port(family, port));
+    pub(super) fn start(namespace: &Namespace, name: &str, addresses: &[Addresses], port: u16) -> Result<Self> {
+        let both = |addresses: &Addresses| Family::ALL.map(|family| addresses.with_port(family, port));
+        let sockets: Vec<SocketAddr> = addresses.iter().flat_map(both).collect();
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = mpsc::channel();
         let thread = namespace.run(|| {
