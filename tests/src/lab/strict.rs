@@ -37,6 +37,7 @@ pub(super) fn apply(node: &Node, cni: Cni) -> Result<()> {
             chain forwarded {{
                 type filter hook forward priority filter; policy drop;
                 {half_seen}
+                ip daddr 224.0.0.0/4 accept
                 ip6 daddr ff00::/8 accept
                 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
                 ct state invalid counter drop comment \"invalid\"
@@ -50,8 +51,8 @@ pub(super) fn apply(node: &Node, cni: Cni) -> Result<()> {
             }}
             chain leaving {{
                 type nat hook postrouting priority srcnat; policy accept;
-                ip saddr {pods_v4} ip daddr != {POD_NETWORK_V4} counter masquerade comment \"leaves the cluster\"
-                ip6 saddr {pods_v6} ip6 daddr != {POD_NETWORK_V6} counter masquerade comment \"leaves the cluster\"
+                ip saddr {pods_v4} ip daddr != {{ {POD_NETWORK_V4}, 224.0.0.0/4 }} counter masquerade comment \"leaves the cluster\"
+                ip6 saddr {pods_v6} ip6 daddr != {{ {POD_NETWORK_V6}, ff00::/8 }} counter masquerade comment \"leaves the cluster\"
             }}
         }}\n"
     );

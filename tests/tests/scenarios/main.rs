@@ -8,6 +8,7 @@ mod device;
 mod endpoint;
 mod forwarding;
 mod port;
+mod shape;
 
 use anyhow::Result;
 use proxy_tests::lab::{Addresses, Lab, Protocol, Service, address};
