@@ -5,7 +5,7 @@ use std::{
     fs::{self, OpenOptions},
     net::SocketAddr,
     os::unix::process::CommandExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
 };
 
@@ -16,7 +16,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::{Lab, Node, PATIENCE, Pod, Service, wait_until};
+use super::{Lab, Node, PATIENCE, Pod, Protocol, Service, address, wait_until};
 
 /// How an agent is started, beyond what every agent in a lab is told.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +29,16 @@ pub struct AgentOptions {
     pub pin_directory: Option<PathBuf>,
     /// Goes on when the lab's value is dropped, for a lab that is kept
     pub leave_running: bool,
+}
+
+impl AgentOptions {
+    /// With a KubeProxyConfiguration: see [`Lab::write_configuration`].
+    pub fn configured(file: &Path) -> Self {
+        Self {
+            arguments: vec!["--config".to_owned(), file.display().to_string()],
+            ..Self::default()
+        }
+    }
 }
 
 /// A running agent; killed when dropped.
@@ -136,7 +146,13 @@ impl Lab {
             }
         });
         match outcome.and_then(|ended| ended) {
-            Ok(None) => Ok(agent),
+            Ok(None) => {
+                // What a node is to hold of other Services takes a plan to say.
+                if agent.options.kubeconfig.is_none() && !self.applied().iter().all(Service::is_plain) {
+                    self.settle(&node)?;
+                }
+                Ok(agent)
+            }
             Ok(Some(status)) => bail!("the agent on {node} ended with {status}: {}", self.log_tail(&node)),
             Err(error) => Err(error.context(self.log_tail(&node))),
         }
@@ -203,8 +219,42 @@ impl Lab {
         self.node(node).namespace().tool(&binary, &arguments, "")
     }
 
-    /// Waits until a node serves a Service with exactly the endpoints of its description.
+    /// Waits until a node serves a Service as described.
     pub fn wait_for_service(&self, node: &str, service: &Service) -> Result<()> {
+        if service.is_plain() {
+            self.wait_for_endpoints(node, service)
+        } else {
+            // What this node is to hold takes a plan to say.
+            self.settle(node)
+        }
+    }
+
+    /// Waits until the agent of a node has programmed everything that was written for it before this call.
+    ///
+    /// An agent takes changes in order and finishes one batch before the next. So a change written now is in the same batch
+    /// as the latest one or in a later one, and one that is written when that is seen is in a later batch for certain.
+    ///
+    /// # Errors
+    /// It doesn't within the lab's patience; an agent with an API server never does.
+    pub fn settle(&self, node: &str) -> Result<()> {
+        let mut round = self.round.lock().expect("nobody panics here");
+        for _ in 0..2 {
+            *round += 1;
+            let marker = Service::new("lab", "marker", address::cluster(255))
+                .port("round", Protocol::Tcp, 1, *round)
+                .member("marker", "", address::OUTSIDE);
+            self.apply(&marker)?;
+            self.wait_for_endpoints(node, &marker)?;
+        }
+        Ok(())
+    }
+
+    /// The same for all nodes.
+    pub fn settle_everywhere(&self) -> Result<()> {
+        self.nodes().iter().try_for_each(|node| self.settle(node.name()))
+    }
+
+    fn wait_for_endpoints(&self, node: &str, service: &Service) -> Result<()> {
         let wanted = service.endpoints();
         wait_until(
             &format!("{node} serves {} with {wanted:?}", service.full_name()),
@@ -263,6 +313,7 @@ impl Lab {
             && self
                 .applied()
                 .iter()
+                .filter(|service| service.is_plain())
                 .map(holds)
                 .collect::<Result<Vec<_>>>()?
                 .into_iter()

@@ -118,6 +118,7 @@ impl Builder {
                 pods,
                 fabric,
                 applied: Mutex::default(),
+                round: Mutex::default(),
                 last_failure: Mutex::default(),
                 estate,
                 keep: false,

@@ -8,7 +8,7 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 
-use super::server::pattern;
+use super::{Protocol, server::pattern};
 
 /// How long a client waits for an answer. Longer than a SYN sent again (1 s, 3 s: RFC 6298), so that a failed request is
 /// one that TCP could not save; packets lost on the way are counted by [`super::Namespace::retransmissions`].
@@ -225,4 +225,16 @@ pub fn tcp_request(to: SocketAddr) -> Result<Answer, RequestError> {
 /// Asks who answers, from a socket of its own.
 pub fn udp_request(to: SocketAddr) -> Result<Answer, RequestError> {
     UdpClient::bind(0, to)?.ask(to)
+}
+
+/// Asks who answers, over either protocol.
+///
+/// # Errors
+/// The request's own; no socket speaks SCTP.
+pub fn request(protocol: Protocol, to: SocketAddr) -> Result<Answer, RequestError> {
+    match protocol {
+        Protocol::Tcp => tcp_request(to),
+        Protocol::Udp => udp_request(to),
+        Protocol::Sctp => Err(RequestError::Connect(io::ErrorKind::Unsupported.into())),
+    }
 }

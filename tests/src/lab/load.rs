@@ -142,10 +142,7 @@ fn work(stop: &AtomicBool, report: &Mutex<LoadReport>, targets: &[(Protocol, Soc
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        let outcome = match protocol {
-            Protocol::Tcp => client::tcp_request(to),
-            Protocol::Udp => client::udp_request(to),
-        };
+        let outcome = client::request(protocol, to);
         let mut report = lock(report);
         match outcome {
             Ok(answer) => report.answered.entry(answer.backend).or_default().push(answer.latency),

@@ -41,6 +41,7 @@ mod obstacle;
 mod owner;
 mod report;
 pub mod server;
+mod service;
 mod shape;
 mod standing;
 mod statistics;
@@ -61,17 +62,17 @@ use anyhow::{Context as _, Result, bail};
 pub use address::{Addresses, Family};
 pub use agent::{Agent, AgentOptions, agent_binary};
 pub use builder::Builder;
-pub use client::{Answer, Connection, RequestError, UdpClient, tcp_request, udp_request};
+pub use client::{Answer, Connection, RequestError, UdpClient, request, tcp_request, udp_request};
 use cni::Attachment;
 use fabric::Fabric;
 pub use fabric::Outside;
 pub use load::{Load, LoadReport};
-pub use manifest::{Protocol, Service};
 pub use namespace::Namespace;
 pub use obstacle::obstacle;
 use owner::Estate;
 use report::Request;
 use server::Server;
+pub use service::{FrontendKind, IpMode, Policy, Protocol, Service, State};
 pub use shape::{BridgeNetfilter, Cni, Interconnect, Shape};
 pub use standing::{Standing, standing};
 pub use statistics::{chi_square, percentile};
@@ -186,6 +187,7 @@ pub struct Lab {
     pods: Vec<Pod>,
     fabric: Fabric,
     applied: Mutex<BTreeMap<String, Service>>,
+    round: Mutex<u16>,
     last_failure: Mutex<Option<Request>>,
     estate: Estate,
     keep: bool,
@@ -293,24 +295,19 @@ impl Lab {
 
     /// One TCP request from a pod (or node, or `outside`): connect, ask, close. A failed one is explained by the report.
     pub fn tcp_request(&self, from: &str, to: SocketAddr) -> Result<Answer, RequestError> {
-        let outcome = self.namespace(from).run(|| tcp_request(to));
-        self.remember(from, Protocol::Tcp, to, outcome.as_ref().err());
-        outcome
+        self.request(from, Protocol::Tcp, to)
     }
 
     /// One UDP request from a pod (or node, or `outside`), with a socket of its own.
     pub fn udp_request(&self, from: &str, to: SocketAddr) -> Result<Answer, RequestError> {
-        let outcome = self.namespace(from).run(|| udp_request(to));
-        self.remember(from, Protocol::Udp, to, outcome.as_ref().err());
-        outcome
+        self.request(from, Protocol::Udp, to)
     }
 
     /// One request of either protocol.
     pub fn request(&self, from: &str, protocol: Protocol, to: SocketAddr) -> Result<Answer, RequestError> {
-        match protocol {
-            Protocol::Tcp => self.tcp_request(from, to),
-            Protocol::Udp => self.udp_request(from, to),
-        }
+        let outcome = self.namespace(from).run(|| request(protocol, to));
+        self.remember(from, protocol, to, outcome.as_ref().err());
+        outcome
     }
 
     fn remember(&self, from: &str, protocol: Protocol, to: SocketAddr, failure: Option<&RequestError>) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 use proxy_tests::{
-    lab::{Family, Lab, Protocol, RequestError, chi_square, tcp_request, udp_request},
+    lab::{Family, Lab, Protocol, RequestError, chi_square, request},
     require_root,
 };
 
@@ -25,10 +25,7 @@ fn choices_are_even(protocol: Protocol, family: Family) -> Result<()> {
             let counts = lab.namespace("client").run(|| -> Result<_, RequestError> {
                 let mut counts = BTreeMap::<String, u32>::new();
                 for _ in 0..CONNECTIONS {
-                    let answer = match protocol {
-                        Protocol::Tcp => tcp_request(frontend)?,
-                        Protocol::Udp => udp_request(frontend)?,
-                    };
+                    let answer = request(protocol, frontend)?;
                     *counts.entry(answer.backend).or_default() += 1;
                 }
                 Ok(counts)
