@@ -2,16 +2,18 @@
 
 use std::{
     fs,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, UdpSocket},
     process::Command,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use etherparse::{IpNumber, PacketBuilder};
 use proxy_tests::{
     lab::{
-        Addresses, Builder, Connection, Family, Lab, Load, Protocol, RequestError, Shape,
+        Addresses, Builder, Connection, Family, Lab, Load, PATIENCE, Protocol, RequestError, Shape,
         address::{self, OUTSIDE},
+        raw::{self, Capture},
         standing,
     },
     require_root,
@@ -177,6 +179,74 @@ fn a_narrow_hop_is_discovered() -> Result<()> {
     })
 }
 
+/// A UDP packet of either family, headers and all.
+fn udp_packet(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Result<Vec<u8>> {
+    let builder = match (from.ip(), to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), 64),
+        (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), 64),
+        _ => bail!("{from} to {to}"),
+    };
+    let mut packet = Vec::new();
+    let builder = builder.udp(from.port(), to.port());
+    builder.write(&mut packet, payload)?;
+    Ok(packet)
+}
+
+/// A datagram in three fragments, the last one first: the server gets it whole, and its answer comes in fragments.
+#[test]
+fn fragments_out_of_order_are_one_datagram() -> Result<()> {
+    require_root!();
+    cluster().run(|lab| {
+        lab.serve("far", PORT)?;
+        let client = lab.pod("client");
+        for family in Family::ALL {
+            let to = lab.pod("far").addresses().with_port(family, PORT);
+            let from = client.addresses().with_port(family, 4242);
+            let socket = client.namespace().run(|| UdpSocket::bind(from))?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            let question = vec![0x5a; 3000];
+            let mut sniffer = Capture::start(lab.namespace("far"), "eth0")?;
+            for fragment in raw::fragments(&udp_packet(from, to, &question)?, 1200, 7)?.iter().rev() {
+                raw::send(client.namespace(), fragment)?;
+            }
+            let mut answer = vec![0; 4000];
+            let (length, peer) = socket.recv_from(&mut answer)?;
+            ensure!(
+                peer == to && answer[..length].ends_with(&question),
+                "{length} bytes from {peer}"
+            );
+            let seen = sniffer.take_until("last fragment of the question", |packet| {
+                packet.is_ip_payload_fragmented() && packet.ip_payload().is_some_and(|found| found.payload.len() < 1200)
+            })?;
+            let parts = seen
+                .iter()
+                .filter(|packet| packet.windows(100).any(|part| part == &question[..100]));
+            ensure!(parts.count() == 1, "the last fragment was not the first to come");
+        }
+        Ok(())
+    })
+}
+
+/// No socket here speaks SCTP, but its packets are packets.
+#[test]
+fn raw_packets_of_any_protocol_arrive() -> Result<()> {
+    require_root!();
+    cluster().run(|lab| {
+        let [from, to] = ["client", "far"].map(|pod| lab.pod(pod).addresses().v4);
+        let chunk = b"\x30\x39\x00\x07 and the rest of an SCTP packet";
+        let mut packet = Vec::new();
+        PacketBuilder::ipv4(from.octets(), to.octets(), 64).write(&mut packet, IpNumber::SCTP, chunk)?;
+        let mut sniffer = Capture::start(lab.namespace("far"), "eth0")?;
+        raw::send(lab.namespace("client"), &packet)?;
+        sniffer.take_until("SCTP packet", |packet| {
+            packet
+                .ip_payload()
+                .is_some_and(|payload| payload.ip_number == IpNumber::SCTP && payload.payload == chunk)
+        })?;
+        Ok(())
+    })
+}
+
 #[test]
 fn bulk_transfers_are_checked() -> Result<()> {
     require_root!();
@@ -267,11 +337,9 @@ fn the_next_lab_removes_what_a_killed_process_left() -> Result<()> {
         .args(["--exact", test])
         .env(ROLE, &note)
         .spawn()?;
-    let directory = proxy_tests::lab::wait_until(
-        "the other process has built its lab",
-        proxy_tests::lab::PATIENCE,
-        || fs::read_to_string(&note).ok().filter(|text| !text.is_empty()),
-    );
+    let directory = proxy_tests::lab::wait_until("the other process has built its lab", PATIENCE, || {
+        fs::read_to_string(&note).ok().filter(|text| !text.is_empty())
+    });
     victim.kill()?;
     victim.wait()?;
     let directory = directory?;

@@ -39,6 +39,7 @@ mod manifest;
 mod namespace;
 mod obstacle;
 mod owner;
+pub mod raw;
 mod report;
 pub mod server;
 mod service;
