@@ -154,6 +154,24 @@ fn a_macvlan_pod_is_on_the_wire_and_has_no_device_on_its_node() -> Result<()> {
     })
 }
 
+/// Nobody listens: a TCP client and a UDP client learn it at once, by a reset and by an ICMP error.
+#[test]
+fn a_closed_port_refuses() -> Result<()> {
+    require_root!();
+    cluster().outside().run(|lab| {
+        for family in Family::ALL {
+            for protocol in Protocol::ALL {
+                let refused = lab.request("outside", protocol, lab.pod("far").addresses().with_port(family, PORT));
+                ensure!(
+                    refused.as_ref().is_err_and(RequestError::is_refused),
+                    "{protocol} {family}: {refused:?}"
+                );
+            }
+        }
+        Ok(())
+    })
+}
+
 /// A smaller MTU on the way: what doesn't fit is answered with an ICMP error, and the sender learns it.
 #[test]
 fn a_narrow_hop_is_discovered() -> Result<()> {

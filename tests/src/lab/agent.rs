@@ -127,7 +127,12 @@ impl Lab {
 
     /// Starts the agents of all nodes.
     pub fn start_agents(&self) -> Result<Vec<Agent>> {
-        let spawn = |node: &Node| self.spawn_agent(node.name(), AgentOptions::default());
+        self.start_agents_with(&AgentOptions::default())
+    }
+
+    /// Starts the agents of all nodes with options of their own.
+    pub fn start_agents_with(&self, options: &AgentOptions) -> Result<Vec<Agent>> {
+        let spawn = |node: &Node| self.spawn_agent(node.name(), options.clone());
         let agents = self.nodes().iter().map(spawn).collect::<Result<Vec<_>>>()?;
         agents.into_iter().map(|agent| self.wait_until_ready(agent)).collect()
     }

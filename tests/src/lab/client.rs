@@ -6,6 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::socket::{
+    setsockopt,
+    sockopt::{Ipv4RecvErr, Ipv6RecvErr},
+};
 use socket2::{Domain, Socket, Type};
 
 use super::{Protocol, server::pattern};
@@ -157,6 +161,11 @@ impl UdpClient {
         let bind = || {
             let socket = bound_socket(Type::DGRAM, port, to)?;
             socket.set_read_timeout(Some(DEADLINE))?;
+            // An unconnected socket learns of ICMP errors only if it asks (ip(7), ipv6(7)).
+            match to {
+                SocketAddr::V4(_) => setsockopt(&socket, Ipv4RecvErr, &true)?,
+                SocketAddr::V6(_) => setsockopt(&socket, Ipv6RecvErr, &true)?,
+            }
             Ok(socket.into())
         };
         let socket = bind().map_err(RequestError::Connect)?;

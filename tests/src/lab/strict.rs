@@ -60,11 +60,12 @@ pub(super) fn apply(node: &Node, cni: Cni) -> Result<()> {
 }
 
 impl Lab {
-    /// Lets the client outside reach pods through strict nodes, as a NetworkPolicy does.
+    /// Lets the client outside reach pods, and nodes behind nodes, through strict nodes, as a NetworkPolicy does: kube-proxy
+    /// does nothing about the firewalls of others (behaviour.md 5.9).
     pub fn admit_outside(&self) -> Result<()> {
         let rules = format!(
-            "add rule inet strict admitted ct state new ip saddr {} ip daddr {POD_NETWORK_V4} accept
-             add rule inet strict admitted ct state new ip6 saddr {} ip6 daddr {POD_NETWORK_V6} accept\n",
+            "add rule inet strict admitted ct state new ip saddr {} ip daddr {{ {POD_NETWORK_V4}, {WIRE_V4} }} accept
+             add rule inet strict admitted ct state new ip6 saddr {} ip6 daddr {{ {POD_NETWORK_V6}, {WIRE_V6} }} accept\n",
             OUTSIDE.v4, OUTSIDE.v6
         );
         let mut nodes = self.nodes().iter();
