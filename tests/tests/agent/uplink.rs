@@ -159,7 +159,8 @@ fn a_pod_without_a_device_of_its_own_is_told_of() -> Result<()> {
         let log = Log::from_now(lab, "node-b");
         let (pod, node) = (lab.pod("web-1"), lab.node("node-b").namespace());
         let address = pod.addresses().v6;
-        let route = format!("{address}/128 dev {}", pod.host_device());
+        let device = pod.host_device().context("a pod with a device")?;
+        let route = format!("{address}/128 dev {device}");
         node.ip(&format!("route del {route}\n"))?;
         let telling = [&format!("pod {address}: "), "the uplink eth0", "macvlan"];
         log.wait_for(&[&["WARN"], &telling[..]].concat())?;
