@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use etherparse::{IpNumber, PacketBuilder};
 use proxy_tests::{
     lab::{
@@ -197,19 +197,6 @@ fn a_narrow_hop_is_discovered() -> Result<()> {
     })
 }
 
-/// A UDP packet of either family, headers and all.
-fn udp_packet(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Result<Vec<u8>> {
-    let builder = match (from.ip(), to.ip()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), 64),
-        (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), 64),
-        _ => bail!("{from} to {to}"),
-    };
-    let mut packet = Vec::new();
-    let builder = builder.udp(from.port(), to.port());
-    builder.write(&mut packet, payload)?;
-    Ok(packet)
-}
-
 /// A datagram in three fragments, the last one first: the server gets it whole, and its answer comes in fragments.
 #[test]
 fn fragments_out_of_order_are_one_datagram() -> Result<()> {
@@ -224,7 +211,7 @@ fn fragments_out_of_order_are_one_datagram() -> Result<()> {
             socket.set_read_timeout(Some(PATIENCE))?;
             let question = vec![0x5a; 3000];
             let mut sniffer = Capture::start(lab.namespace("far"), "eth0")?;
-            for fragment in raw::fragments(&udp_packet(from, to, &question)?, 1200, 7)?.iter().rev() {
+            for fragment in raw::fragments(&raw::udp(from, to, &question)?, 1200, 7)?.iter().rev() {
                 raw::send(client.namespace(), fragment)?;
             }
             let mut answer = vec![0; 4000];

@@ -23,6 +23,41 @@
 //! If [`Builder::shape`] says nothing else it is that of a point-to-point CNI with native routing (Calico, kindnet): a pod has
 //! a /32 and a /128 address and a link-local gateway; its node has an address-less veth and a host route. See [`address`] for
 //! who has which address.
+//!
+//! Traffic from outside takes a client there, Nodes for the agents to know their addresses by, and addresses that are
+//! announced:
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! use proxy_tests::lab::{AgentOptions, Cni, Family, FrontendKind, Interconnect, Lab, Policy, Protocol, Service, Shape, address};
+//!
+//! let shape = Shape { cni: Cni::PointToPoint, interconnect: Interconnect::Vxlan };
+//! let nodes = Lab::builder().node("node-a", &["web-1"]).node("node-b", &["web-2"]);
+//! nodes.shape(shape).far_outside().run(|lab| {
+//!     lab.serve("web-1", 8080)?;
+//!     lab.serve("node-b", 8080)?;
+//!     let web = Service::new("default", "web", address::cluster(80))
+//!         .port("http", Protocol::Tcp, 80, 8080)
+//!         .node_port("http", 30080)
+//!         .balancer(address::balancer(80), None)
+//!         .external_policy(Policy::Local)
+//!         .pods(&[lab.pod("web-1")])
+//!         .host(lab.node("node-b"));
+//!     lab.announce(address::balancer(80), &["node-a", "node-b"])?;
+//!     lab.apply(&web)?;
+//!     lab.apply_nodes()?;
+//!     let file = lab.write_configuration("proxy", &serde_json::json!({ "clusterCIDR": address::POD_NETWORK_V4 }))?;
+//!     lab.start_agents_with(&AgentOptions::configured(&file))?;
+//!     for kind in [FrontendKind::NodePort, FrontendKind::LoadBalancer] {
+//!         let to = web.frontend_of(kind, Family::V6, "http", lab.node("node-a"));
+//!         let answer = lab.tcp_request("outside", to)?;
+//!         assert_eq!(answer.peer.ip(), address::OUTSIDE.v6);
+//!     }
+//!     Ok(())
+//! })
+//! # }
+//! ```
+//!
 //! All that a lab made goes when it is dropped; what a killed process left goes when the next lab is built.
 
 pub mod address;

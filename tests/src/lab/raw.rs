@@ -8,7 +8,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use etherparse::{IpFragOffset, IpHeaders, IpNumber, Ipv6FragmentHeader, SlicedPacket};
+use etherparse::{
+    IpFragOffset, IpHeaders, IpNumber, Ipv6FragmentHeader, PacketBuilder, PacketBuilderStep, SlicedPacket,
+};
 use nix::{
     ifaddrs::getifaddrs,
     sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrLike as _, bind, socket},
@@ -95,6 +97,37 @@ pub fn send(namespace: &Namespace, packet: &[u8]) -> Result<()> {
         ensure!(sent == packet.len(), "sent {sent} bytes of {}", packet.len());
         Ok(())
     })
+}
+
+/// A UDP packet.
+///
+/// # Panics
+/// The addresses are of two families.
+pub fn udp(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Result<Vec<u8>> {
+    let mut packet = Vec::new();
+    let builder = between(from, to).udp(from.port(), to.port());
+    builder.write(&mut packet, payload)?;
+    Ok(packet)
+}
+
+/// The first packet of a TCP connection.
+///
+/// # Panics
+/// The addresses are of two families.
+pub fn syn(from: SocketAddr, to: SocketAddr) -> Result<Vec<u8>> {
+    let mut packet = Vec::new();
+    let builder = between(from, to).tcp(from.port(), to.port(), 1, 64_000);
+    builder.syn().write(&mut packet, &[])?;
+    Ok(packet)
+}
+
+fn between(from: SocketAddr, to: SocketAddr) -> PacketBuilderStep<IpHeaders> {
+    const HOPS: u8 = 64;
+    match (from.ip(), to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), HOPS),
+        (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), HOPS),
+        _ => panic!("{from} and {to} are of two families"),
+    }
 }
 
 /// Splits an IP packet without extension headers into fragments with at most `size` bytes of its payload each, in order.
