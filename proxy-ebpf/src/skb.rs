@@ -149,6 +149,13 @@ impl<const LINK: usize> Packet for Skb<LINK> {
     type ViewMut<'a> = Bytes<'a>;
 
     #[inline(always)]
+    fn pull(&mut self, length: u32) {
+        // SAFETY: a helper call on the program's own context. Failure leaves the packet as it was, which every access
+        // checks.
+        unsafe { bpf_skb_pull_data(self.skb, (length + LINK as u32).min((*self.skb).len)) };
+    }
+
+    #[inline(always)]
     fn view<const N: usize>(&self, offset: usize) -> Option<Bytes<'_>> {
         self.address::<N>(offset).map(|address| Bytes(address, PhantomData))
     }

@@ -11,7 +11,10 @@ use proxy_common::{
     packet::{TCP, UDP, V4, V6, tcp_flags},
 };
 use proxy_tests::{
-    fixtures::{Half, Packet, Pair, Places, Scenario, TIMEOUTS, TestFamily, answer, conversations, headers},
+    fixtures::{
+        ETHERNET, Half, Packet, Pair, Places, Scenario, TIMEOUTS, TestFamily, answer, conversations, endpoints,
+        headers, icmp_error, icmp_errors,
+    },
     skip,
     test_run::{self, Kernel},
 };
@@ -56,6 +59,22 @@ fn headers_ipv6() -> Result<()> {
         skip!("{obstacle}");
     }
     play::<V6>(&headers::<V6>())
+}
+
+#[test]
+fn icmp_errors_ipv4() -> Result<()> {
+    if let Some(obstacle) = test_run::obstacle() {
+        skip!("{obstacle}");
+    }
+    play::<V4>(&icmp_errors::<V4>())
+}
+
+#[test]
+fn icmp_errors_ipv6() -> Result<()> {
+    if let Some(obstacle) = test_run::obstacle() {
+        skip!("{obstacle}");
+    }
+    play::<V6>(&icmp_errors::<V6>())
 }
 
 /// Without room for both halves of a flow, none is left behind.
@@ -143,6 +162,8 @@ enum Event {
     Forward,
     /// It is answered: hook and control bits
     Answer(bool, u8),
+    /// Hook, from an end: whoever got the last frame, or a router before, sends an ICMP error about it
+    Error(bool, bool),
     /// Ticks go by
     Wait(u32),
 }
@@ -170,6 +191,7 @@ fn event() -> impl Strategy<Value = Event> {
             .prop_map(|(port, frontend, tcp, flags)| Event::Own(port, frontend, tcp, flags)),
         6 => Just(Event::Forward),
         6 => (any::<bool>(), flags()).prop_map(|(ingress, flags)| Event::Answer(ingress, flags)),
+        3 => any::<(bool, bool)>().prop_map(|(ingress, end)| Event::Error(ingress, end)),
         2 => (1..6_u32).prop_map(Event::Wait),
     ]
 }
@@ -205,6 +227,14 @@ fn walk<F: TestFamily>(kernel: &mut Kernel, events: &[Event]) -> Result<()> {
             Event::Answer(ingress, flags) => {
                 let hook = if ingress { Hook::Ingress } else { Hook::Egress };
                 (hook, answer(&last, flags)?)
+            }
+            Event::Error(ingress, end) => {
+                let hook = if ingress { Hook::Ingress } else { Hook::Egress };
+                let (_, from, to) = endpoints(&last)?;
+                let source = if end { to.ip() } else { places.stranger };
+                let error = icmp_error(&last[ETHERNET..], source, from.ip());
+                pair.send(hook, &error).with_context(|| format!("{event:?}"))?;
+                continue;
             }
             Event::Wait(ticks) => {
                 pair.age(ticks)?;

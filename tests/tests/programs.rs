@@ -35,16 +35,16 @@ const BUDGETS: [Budget; 4] = [
 const fn ingress(program: &'static str) -> Budget {
     Budget {
         program,
-        verified: 66_000,
-        translated: 52_000,
+        verified: 109_000,
+        translated: 58_000,
     }
 }
 
 const fn egress(program: &'static str) -> Budget {
     Budget {
         program,
-        verified: 34_000,
-        translated: 34_000,
+        verified: 80_000,
+        translated: 46_000,
     }
 }
 

@@ -3,8 +3,8 @@
 //! The established path is here, inlined; whatever else a packet needs is a call away.
 
 use super::{
-    Environment, FlowHandle as _, Outcome, Reason, Scratch, Tables, direct::direct, first::first_packet, frontend, own,
-    translate::translate, upkeep,
+    Environment, FlowHandle as _, Outcome, Reason, Scratch, Tables, direct::direct, first::first_packet, frontend,
+    icmp_error::icmp_error, own, translate::translate, upkeep,
 };
 use crate::{
     layout::{AddressBytes, EGRESS, FlowKey, FlowValue, INGRESS, ServiceValue, flow_flags},
@@ -55,7 +55,13 @@ fn enter<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     }
     let transport = match F::transport(packet) {
         Ok(transport) => transport,
-        Err(Skip::OtherProtocol) if frontend => {
+        Err(Skip::OtherProtocol) => {
+            if let Some(reason) = icmp_error::<F, P, T>(packet, tables, INGRESS) {
+                return reason;
+            }
+            if !frontend {
+                return Reason::OtherProtocol;
+            }
             let (source, destination) = ((addresses.source, 0), (addresses.destination, 0));
             return without_ports(tables, &FlowKey::new(INGRESS, frontend::NO_PORTS, source, destination));
         }
@@ -107,10 +113,18 @@ fn leave<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
         return Reason::Malformed;
     };
     if !tables.may_be_backend(&addresses.source) && !tables.may_be_backend(&addresses.destination) {
-        return Reason::Unrelated;
+        // A router's error to a client has neither address: only the packet that it quotes tells whose it is.
+        return if F::is_icmp(packet) {
+            icmp_error::<F, P, T>(packet, tables, EGRESS).unwrap_or(Reason::Unrelated)
+        } else {
+            Reason::Unrelated
+        };
     }
     let transport = match F::transport(packet) {
         Ok(transport) => transport,
+        Err(Skip::OtherProtocol) => {
+            return icmp_error::<F, P, T>(packet, tables, EGRESS).unwrap_or(Reason::OtherProtocol);
+        }
         Err(skip) => return skip.into(),
     };
     let key = transport.key(EGRESS, addresses);

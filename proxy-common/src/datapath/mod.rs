@@ -9,6 +9,7 @@ mod edge;
 mod first;
 pub mod flow;
 mod frontend;
+mod icmp_error;
 mod masquerade;
 mod own;
 mod reserve;

@@ -94,6 +94,8 @@ reasons! {
     Unallocated = 16, Drop, "no Service has this address of the cluster's Service range";
     /// behaviour.md 3.10
     SourceRefused = 17, Drop, "the source is in none of the Service's loadBalancerSourceRanges";
+    /// Its quote and addresses were translated as the flow's packets are
+    IcmpError = 18, Rewrite, "ICMP error about a known flow, translated";
 }
 
 impl From<Reason> for Outcome {

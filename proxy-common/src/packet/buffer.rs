@@ -46,6 +46,9 @@ impl Packet for BufferPacket<'_> {
     where
         Self: 'a;
 
+    /// They are.
+    fn pull(&mut self, _length: u32) {}
+
     fn view<const N: usize>(&self, offset: usize) -> Option<&[u8]> {
         self.bytes.get(offset..offset + N)
     }

@@ -1,6 +1,6 @@
 //! IPv4 and IPv6 behind one trait: the pipeline exists once.
 
-use super::{Addresses, Packet, Side, Skip, TCP, Transport, UDP, View as _, ViewMut as _, checksum};
+use super::{Addresses, ICMP, ICMPV6, Packet, Side, Skip, TCP, Transport, UDP, View as _, ViewMut as _, checksum};
 use crate::layout::{AddressBytes, Device, MAX_SERVICE_RANGES, Range, ServiceRanges};
 
 /// An address family.
@@ -11,13 +11,41 @@ pub trait Family: Copy + 'static {
     const IPV6: bool;
 
     /// The addresses alone: enough to tell most packets from ours. `None` if the packet is no such packet.
-    fn addresses<P: Packet>(packet: &P) -> Option<Addresses<Self::Address>>;
+    #[inline(always)]
+    fn addresses<P: Packet>(packet: &P) -> Option<Addresses<Self::Address>> {
+        Self::addresses_at(packet, 0)
+    }
+
+    /// The addresses of the network header at `at`: that of the packet, or of one that it quotes.
+    fn addresses_at<P: Packet>(packet: &P, at: usize) -> Option<Addresses<Self::Address>>;
 
     /// Checks the network header and finds and reads the transport header.
     fn transport<P: Packet>(packet: &P) -> Result<Transport, Skip>;
 
     /// Writes an address, which changes the sum of the header by `difference`. `None` when the packet ends before.
-    fn set_address<P: Packet>(packet: &mut P, side: Side, address: &Self::Address, difference: u16) -> Option<()>;
+    #[inline(always)]
+    fn set_address<P: Packet>(packet: &mut P, side: Side, address: &Self::Address, difference: u16) -> Option<()> {
+        Self::set_address_at(packet, 0, side, address, difference)
+    }
+
+    /// [`Family::set_address`] in the network header at `at`.
+    fn set_address_at<P: Packet>(
+        packet: &mut P,
+        at: usize,
+        side: Side,
+        address: &Self::Address,
+        difference: u16,
+    ) -> Option<()>;
+
+    /// Whether the packet is one of ICMP (ICMPv6), errors and others; looks at one byte.
+    fn is_icmp<P: Packet>(packet: &P) -> bool;
+
+    /// Offsets of the header and of the end of the ICMP message, if it is an error and the packet holds all of it.
+    fn icmp_error<P: Packet>(packet: &P) -> Option<(usize, usize)>;
+
+    /// Protocol and offset of the transport header in the packet that is quoted at `at`, unless that has none: later
+    /// fragments.
+    fn quoted_transport<P: Packet>(packet: &P, at: usize) -> Option<(u8, usize)>;
 
     /// What an address adds to checksums in place of another.
     fn difference(old: &Self::Address, new: &Self::Address) -> u16;
@@ -38,8 +66,8 @@ impl Family for V4 {
     const IPV6: bool = false;
 
     #[inline(always)]
-    fn addresses<P: Packet>(packet: &P) -> Option<Addresses<[u8; 4]>> {
-        let header = packet.view::<20>(0)?;
+    fn addresses_at<P: Packet>(packet: &P, at: usize) -> Option<Addresses<[u8; 4]>> {
+        let header = packet.view::<20>(at)?;
         Some(Addresses {
             source: header.load::<4>(12),
             destination: header.load::<4>(16),
@@ -69,15 +97,56 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn set_address<P: Packet>(packet: &mut P, side: Side, address: &[u8; 4], difference: u16) -> Option<()> {
-        let sum = u16::from_ne_bytes(packet.view::<20>(0)?.load(10));
-        let mut header = packet.view_mut::<20>(0)?;
+    fn set_address_at<P: Packet>(
+        packet: &mut P,
+        at: usize,
+        side: Side,
+        address: &[u8; 4],
+        difference: u16,
+    ) -> Option<()> {
+        let sum = u16::from_ne_bytes(packet.view::<20>(at)?.load(10));
+        let mut header = packet.view_mut::<20>(at)?;
         header.store(10, checksum::update(sum, difference).to_ne_bytes());
         match side {
             Side::Source => header.store(12, *address),
             Side::Destination => header.store(16, *address),
         }
         Some(())
+    }
+
+    #[inline(always)]
+    fn is_icmp<P: Packet>(packet: &P) -> bool {
+        packet.view::<20>(0).is_some_and(|header| header.load::<1>(9) == [ICMP])
+    }
+
+    #[inline(always)]
+    fn icmp_error<P: Packet>(packet: &P) -> Option<(usize, usize)> {
+        let header = packet.view::<20>(0)?;
+        let [version_and_length, _] = header.load(0);
+        let length = usize::from(version_and_length & 0x0f) * 4;
+        let total = u16::from_be_bytes(header.load::<2>(2));
+        let fragment = u16::from_be_bytes(header.load::<2>(6)) & 0x3fff;
+        if version_and_length >> 4 != 4
+            || length < 20
+            || u32::from(total) > packet.length()
+            || fragment != 0
+            || header.load::<1>(9) != [ICMP]
+        {
+            return None;
+        }
+        // Destination unreachable, time exceeded, parameter problem (RFC 792); source quench is obsolete (RFC 6633).
+        let [kind, _] = packet.view::<8>(length)?.load(0);
+        matches!(kind, 3 | 11 | 12).then_some((length, usize::from(total)))
+    }
+
+    #[inline(always)]
+    fn quoted_transport<P: Packet>(packet: &P, at: usize) -> Option<(u8, usize)> {
+        let header = packet.view::<20>(at)?;
+        let [version_and_length, _] = header.load(0);
+        let length = usize::from(version_and_length & 0x0f) * 4;
+        let offset = u16::from_be_bytes(header.load::<2>(6)) & 0x1fff;
+        let [protocol] = header.load(9);
+        (version_and_length >> 4 == 4 && length >= 20 && offset == 0).then_some((protocol, at + length))
     }
 
     #[inline(always)]
@@ -104,8 +173,8 @@ impl Family for V6 {
     const IPV6: bool = true;
 
     #[inline(always)]
-    fn addresses<P: Packet>(packet: &P) -> Option<Addresses<[u8; 16]>> {
-        let header = packet.view::<40>(0)?;
+    fn addresses_at<P: Packet>(packet: &P, at: usize) -> Option<Addresses<[u8; 16]>> {
+        let header = packet.view::<40>(at)?;
         Some(Addresses {
             source: header.load::<16>(8),
             destination: header.load::<16>(24),
@@ -124,19 +193,60 @@ impl Family for V6 {
         }
         let (protocol, transport) = match first {
             TCP | UDP => (first, 40),
-            _ => skip_extensions(packet, first)?,
+            _ => skip_extensions(packet, first, 40, FRAGMENT_OFFSET | MORE_FRAGMENTS)?,
         };
         Transport::read(packet, protocol, transport)
     }
 
     #[inline(always)]
-    fn set_address<P: Packet>(packet: &mut P, side: Side, address: &[u8; 16], _difference: u16) -> Option<()> {
-        let mut header = packet.view_mut::<40>(0)?;
+    fn set_address_at<P: Packet>(
+        packet: &mut P,
+        at: usize,
+        side: Side,
+        address: &[u8; 16],
+        _difference: u16,
+    ) -> Option<()> {
+        let mut header = packet.view_mut::<40>(at)?;
         match side {
             Side::Source => header.store(8, *address),
             Side::Destination => header.store(24, *address),
         }
         Some(())
+    }
+
+    #[inline(always)]
+    fn is_icmp<P: Packet>(packet: &P) -> bool {
+        packet
+            .view::<40>(0)
+            .is_some_and(|header| header.load::<1>(6) == [ICMPV6])
+    }
+
+    /// Errors behind extension headers, which nobody sends, are not looked for.
+    #[inline(always)]
+    fn icmp_error<P: Packet>(packet: &P) -> Option<(usize, usize)> {
+        let header = packet.view::<40>(0)?;
+        let [version, _] = header.load(0);
+        let end = 40 + usize::from(u16::from_be_bytes(header.load::<2>(4)));
+        if version >> 4 != 6 || end as u64 > u64::from(packet.length()) || header.load::<1>(6) != [ICMPV6] {
+            return None;
+        }
+        // Destination unreachable, packet too big, time exceeded, parameter problem (RFC 4443, 3).
+        let [kind, _] = packet.view::<8>(40)?.load(0);
+        matches!(kind, 1..=4).then_some((40, end))
+    }
+
+    #[inline(always)]
+    fn quoted_transport<P: Packet>(packet: &P, at: usize) -> Option<(u8, usize)> {
+        let header = packet.view::<40>(at)?;
+        let [version, _] = header.load(0);
+        let [first] = header.load(6);
+        if version >> 4 != 6 {
+            return None;
+        }
+        match first {
+            TCP | UDP => Some((first, at + 40)),
+            _ => skip_extensions(packet, first, at + 40, FRAGMENT_OFFSET).ok(),
+        }
     }
 
     #[inline(always)]
@@ -158,9 +268,14 @@ impl Family for V6 {
 /// that a Service gets.
 const MAX_EXTENSIONS: usize = 6;
 
-/// Finds the transport header behind the extension headers: its protocol and offset. Off the usual path, so not inlined.
+/// Fields of a fragment header (RFC 8200, 4.5)
+const FRAGMENT_OFFSET: u16 = 0xfff8;
+const MORE_FRAGMENTS: u16 = 1;
+
+/// Finds the transport header behind the extension headers that begin at `offset`: its protocol and offset. A fragment
+/// with any bit of `refused` in its header is not looked into. Off the usual path, so not inlined.
 #[inline(never)]
-fn skip_extensions<P: Packet>(packet: &P, first: u8) -> Result<(u8, usize), Skip> {
+fn skip_extensions<P: Packet>(packet: &P, first: u8, mut offset: usize, refused: u16) -> Result<(u8, usize), Skip> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
@@ -168,7 +283,6 @@ fn skip_extensions<P: Packet>(packet: &P, first: u8) -> Result<(u8, usize), Skip
     const DESTINATION_OPTIONS: u8 = 60;
 
     let mut next = first;
-    let mut offset = 40;
     for _ in 0..MAX_EXTENSIONS {
         if matches!(next, TCP | UDP) {
             return Ok((next, offset));
@@ -184,7 +298,7 @@ fn skip_extensions<P: Packet>(packet: &P, first: u8) -> Result<(u8, usize), Skip
             // The final destination, which the checksum covers, stands elsewhere while segments are left.
             ROUTING if header[3] != 0 => return Err(Skip::OtherProtocol),
             // An atomic fragment is a whole packet (RFC 6946).
-            FRAGMENT if u16::from_be_bytes([header[2], header[3]]) & 0xfff9 == 0 => 8,
+            FRAGMENT if u16::from_be_bytes([header[2], header[3]]) & refused == 0 => 8,
             FRAGMENT => return Err(Skip::Fragment),
             AUTHENTICATION => (usize::from(header[1]) + 2) * 4,
             _ => (usize::from(header[1]) + 1) * 8,

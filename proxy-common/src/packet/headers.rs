@@ -3,6 +3,10 @@
 use super::{Packet, View as _};
 use crate::layout::{AddressBytes, FlowKey};
 
+/// IP protocol number of ICMP (IANA).
+pub const ICMP: u8 = 1;
+/// IP protocol number of ICMPv6 (IANA).
+pub const ICMPV6: u8 = 58;
 /// IP protocol number of TCP (IANA).
 pub const TCP: u8 = 6;
 /// IP protocol number of UDP (IANA).

@@ -9,7 +9,7 @@ mod headers;
 
 pub use buffer::BufferPacket;
 pub use family::{Family, V4, V6};
-pub use headers::{Addresses, Skip, TCP, Transport, UDP, opens_connection, tcp_flags};
+pub use headers::{Addresses, ICMP, ICMPV6, Skip, TCP, Transport, UDP, opens_connection, tcp_flags};
 
 /// Which side of a packet is rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,9 @@ pub trait Packet {
     type ViewMut<'a>: ViewMut
     where
         Self: 'a;
+
+    /// Makes the first `length` bytes accessible, or all if there are fewer: without it only the usual headers may be.
+    fn pull(&mut self, length: u32);
 
     /// The `N` bytes at `offset`; `None` when the packet ends before.
     fn view<const N: usize>(&self, offset: usize) -> Option<Self::View<'_>>;

@@ -8,6 +8,7 @@ mod flows;
 mod hairpin;
 mod halves;
 mod headers;
+mod icmp_errors;
 mod own;
 mod policy;
 mod segment;
