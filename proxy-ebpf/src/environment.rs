@@ -35,8 +35,13 @@ struct SocketTuple<A> {
 impl Environment for Kernel {
     #[inline(always)]
     fn now(&self) -> u32 {
-        // SAFETY: a helper without arguments. The coarse clock is cheap, and finer than a tick.
-        (unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32
+        (self.nanoseconds() >> TICK_SHIFT) as u32
+    }
+
+    #[inline(always)]
+    fn nanoseconds(&self) -> u64 {
+        // SAFETY: a helper without arguments. The coarse clock is cheap, and goes on every few milliseconds.
+        unsafe { bpf_ktime_get_coarse_ns() }
     }
 
     #[inline(always)]

@@ -9,7 +9,7 @@ mod settings;
 mod skb;
 mod tables;
 
-use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_redirect, macros::classifier, programs::TcContext};
 use aya_log_ebpf::debug;
 use proxy_common::{
     datapath::{self, Outcome, Reason, Tables, Verdict},
@@ -128,11 +128,22 @@ fn environment(skb: *mut __sk_buff) -> Kernel {
 fn action(skb: *mut __sk_buff, outcome: Outcome) -> i32 {
     match outcome.verdict {
         Verdict::Continue | Verdict::Rewrite => NEXT,
-        Verdict::Reject | Verdict::Drop => {
+        Verdict::Reject => {
+            log_refused(skb, outcome.reason);
+            send_back(skb)
+        }
+        Verdict::Drop => {
             log_refused(skb, outcome.reason);
             DROP
         }
     }
+}
+
+/// Sends what the packet became out of the device that it came from.
+#[inline(always)]
+fn send_back(skb: *mut __sk_buff) -> i32 {
+    // SAFETY: a field of the program's own context, and a helper call.
+    unsafe { bpf_redirect((*skb).ifindex, 0) as i32 }
 }
 
 /// Logs a refused packet, if logging is on: the level is a constant to the verifier, which removes the code if not.

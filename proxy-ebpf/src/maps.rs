@@ -77,5 +77,7 @@ pub static BACKEND_FILTER: Array<u64, { FILTER_WORDS as usize }> = Array::new();
 
 #[btf_map(name = "reason_counts")]
 pub static REASON_COUNTS: PerCpuArray<Counter, 64> = PerCpuArray::new();
+#[btf_map(name = "answer_limit")]
+pub static ANSWER_LIMIT: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[btf_map(name = "service_counts")]
 pub static SERVICE_COUNTS: PerCpuArray<ServiceCounter, { MAX_SERVICES as usize }> = PerCpuArray::new();

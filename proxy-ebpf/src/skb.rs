@@ -1,17 +1,23 @@
 //! A socket buffer as the datapath's packet.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::generated::{bpf_csum_update, bpf_l4_csum_replace, bpf_skb_pull_data},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    helpers::generated::{
+        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
+        bpf_skb_pull_data, bpf_skb_store_bytes,
+    },
 };
 use core::{arch::asm, marker::PhantomData};
-use proxy_common::packet::{ChecksumChange, Packet, View, ViewMut, checksum};
+use proxy_common::packet::{ChecksumChange, MAX_QUOTE, Packet, View, ViewMut, checksum};
 
 use crate::settings;
 
 /// Longest distance from the network header that is read: bounds what the verifier must consider. Extension headers
 /// can be longer in theory; such a packet counts as malformed.
 const MAX_OFFSET: usize = 0x3fff;
+
+/// Length of an Ethernet header.
+const ETHERNET: usize = 14;
 
 /// Bytes pulled into the linear part at once: Ethernet, IPv6, a few extension headers, TCP.
 const LINEAR: u32 = 128;
@@ -135,6 +141,31 @@ impl<const LINK: usize> Skb<LINK> {
         (start + N <= end).then_some(start)
     }
 
+    /// Exchanges the addresses of the Ethernet header, if there is one.
+    #[inline(always)]
+    fn turn_around(&mut self) -> Option<()> {
+        if LINK == ETHERNET {
+            let (data, end) = self.linear();
+            if data + ETHERNET > end {
+                return None;
+            }
+            let mut header = Bytes(data, PhantomData);
+            let (destination, source): ([u8; 8], [u8; 4]) = (header.load(0), header.load(8));
+            let [d0, d1, d2, d3, d4, d5, s0, s1] = destination;
+            let [s2, s3, s4, s5] = source;
+            header.store(0, [s0, s1, s2, s3, s4, s5, d0, d1]);
+            header.store(8, [d2, d3, d4, d5]);
+        }
+        Some(())
+    }
+
+    /// Sets the length of the packet after its link-layer header.
+    #[inline(always)]
+    fn resize(&self, length: usize) -> Option<()> {
+        // SAFETY: a helper call on the program's own context.
+        (unsafe { bpf_skb_change_tail(self.skb, (LINK + length) as u32, 0) } == 0).then_some(())
+    }
+
     /// Calls `bpf_l4_csum_replace` for a difference.
     #[inline(always)]
     fn replace(&self, offset: usize, difference: u16, flags: u64) -> Option<()> {
@@ -169,6 +200,36 @@ impl<const LINK: usize> Packet for Skb<LINK> {
     fn length(&self) -> u32 {
         // SAFETY: a field of the program's own context.
         unsafe { (*self.skb).len }.wrapping_sub(LINK as u32)
+    }
+
+    /// Helpers can't say "no checksum is partial", but one that cuts off the packet's beginning up to behind the place where
+    /// the device was to begin its sum has that effect (`skb_postpull_rcsum`). So the packet is made longer, and its beginning
+    /// cut off. Growing makes the kernel forget a complete sum (`__skb_grow_rcsum`), and the packet is cut before so that it
+    /// does grow; resizing also ends segmentation offload.
+    #[inline(never)]
+    fn become_answer(&mut self, quote: usize, room: usize) -> Option<()> {
+        // More than link-layer header and quote, in which the transport header is.
+        const CUT: usize = 128;
+        let mut quoted = [0u8; MAX_QUOTE];
+        if quote == 0 || quote > MAX_QUOTE {
+            return None;
+        }
+        let (bytes, length) = ((&raw mut quoted).cast(), quote as u32);
+        // SAFETY: a helper call on the program's own context and as much of its stack as was checked.
+        if unsafe { bpf_skb_load_bytes(self.skb.cast(), LINK as u32, bytes, length) } != 0 {
+            return None;
+        }
+        self.resize(quote)?;
+        self.resize(CUT + room + quote)?;
+        // SAFETY: a helper call on the program's own context.
+        if unsafe { bpf_skb_adjust_room(self.skb, -(CUT as i32), BPF_ADJ_ROOM_MAC, 0) } != 0 {
+            return None;
+        }
+        // SAFETY: as above.
+        if unsafe { bpf_skb_store_bytes(self.skb, (LINK + room) as u32, bytes, length, 0) } != 0 {
+            return None;
+        }
+        self.turn_around()
     }
 
     /// With one helper call where two would be usual: the helper knows whether the checksum is complete or partial

@@ -181,6 +181,20 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn answers_full(&self) -> u64 {
+                // SAFETY: this CPU's own slot.
+                maps::ANSWER_LIMIT.get_ptr(0).map_or(0, |value| unsafe { *value })
+            }
+
+            #[inline(always)]
+            fn set_answers_full(&self, nanoseconds: u64) {
+                if let Some(value) = maps::ANSWER_LIMIT.get_ptr_mut(0) {
+                    // SAFETY: as above.
+                    unsafe { *value = nanoseconds };
+                }
+            }
+
+            #[inline(always)]
             fn count(&self, reason: Reason, bytes: u32) {
                 if let Some(counter) = maps::REASON_COUNTS.get_ptr_mut(reason as u32) {
                     // SAFETY: this CPU's own slot; programs at one hook do not preempt each other.

@@ -7,10 +7,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader,
+    maps::{PerCpuArray, PerCpuValues},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
+    util::nr_cpus,
 };
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -24,6 +26,11 @@ use tempfile::TempDir;
 pub const NEXT: i32 = -1;
 /// See [`NEXT`].
 pub const DROP: i32 = 2;
+/// `TCX_REDIRECT`: an answer leaves by the device that the packet came from.
+pub const REDIRECT: i32 = 7;
+
+/// How much longer than the packet an answer to it may be: the headers of an error.
+const LONGER: usize = 48;
 
 /// The interface index that programs see: the loopback device's, whose packets the kernel pretends to test with.
 pub const DEVICE: u32 = 1;
@@ -137,7 +144,7 @@ impl Kernel {
     }
 
     fn run_program(&mut self, name: &str, frame: &[u8], repeat: u32) -> Result<Ran> {
-        let mut out = vec![0; frame.len()];
+        let mut out = vec![0; frame.len() + LONGER];
         let result = program(&mut self.ebpf, name)?
             .test_run(TestRunOptions {
                 data_in: Some(frame),
@@ -146,15 +153,26 @@ impl Kernel {
                 ..TestRunOptions::default()
             })
             .context("BPF_PROG_TEST_RUN")?;
-        ensure!(
-            result.data_size_out as usize == frame.len(),
-            "the frame changed its length"
-        );
+        out.truncate(result.data_size_out as usize);
         Ok(Ran {
             verdict: result.return_value.cast_signed(),
             frame: out,
             duration: result.duration,
         })
+    }
+
+    /// Allows as many answers to refused packets as after a long silence.
+    ///
+    /// # Errors
+    /// If the kernel refuses the write.
+    pub fn allow_answers(&mut self) -> Result<()> {
+        let map = self
+            .ebpf
+            .map_mut(tables::ANSWER_LIMIT.name)
+            .context("no limit of answers")?;
+        let cpus = nr_cpus().map_err(|(path, error)| anyhow::Error::new(error).context(path))?;
+        let mut limit = PerCpuArray::<_, u64>::try_from(map)?;
+        Ok(limit.set(0, PerCpuValues::try_from(vec![0; cpus])?, 0)?)
     }
 
     /// How many instructions the verifier went through for one of [`PROGRAMS`].

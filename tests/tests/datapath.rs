@@ -1,22 +1,22 @@
 //! The datapath library and the kernel programs agree, packet for packet and table for table.
 
-use std::{cell::RefCell, net::SocketAddr};
+use std::{cell::RefCell, collections::BTreeMap, net::SocketAddr, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use proptest::{prelude::*, test_runner::TestRunner};
 use proxy_agent::dataplane::simulation::Hook;
 use proxy_common::{
-    datapath::Reason,
+    datapath::{Reason, Verdict},
     layout::{FlowValue, flow_flags},
     packet::{TCP, UDP, V4, V6, tcp_flags},
 };
 use proxy_tests::{
     fixtures::{
         ETHERNET, Half, Packet, Pair, Places, Scenario, TIMEOUTS, TestFamily, answer, conversations, endpoints,
-        headers, icmp_error, icmp_errors,
+        headers, icmp_error, icmp_errors, rejects,
     },
     skip,
-    test_run::{self, Kernel},
+    test_run::{self, DROP, Kernel, REDIRECT},
 };
 
 /// Plays scenarios, each on tables without flows.
@@ -75,6 +75,49 @@ fn icmp_errors_ipv6() -> Result<()> {
         skip!("{obstacle}");
     }
     play::<V6>(&icmp_errors::<V6>())
+}
+
+#[test]
+fn rejects_ipv4() -> Result<()> {
+    if let Some(obstacle) = test_run::obstacle() {
+        skip!("{obstacle}");
+    }
+    play::<V4>(&rejects::<V4>())
+}
+
+#[test]
+fn rejects_ipv6() -> Result<()> {
+    if let Some(obstacle) = test_run::obstacle() {
+        skip!("{obstacle}");
+    }
+    play::<V6>(&rejects::<V6>())
+}
+
+/// 50 answers at once, and then one a millisecond.
+#[test]
+fn answers_are_limited() -> Result<()> {
+    if let Some(obstacle) = test_run::obstacle() {
+        skip!("{obstacle}");
+    }
+    let mut kernel = Kernel::load_with(16, TIMEOUTS)?;
+    Pair::<V4>::new(&mut kernel)?;
+    let frame = Packet::first(UDP, V4::PLACES.here(), V4::PLACES.empty).frame();
+    let start = Instant::now();
+    let mut verdicts = BTreeMap::new();
+    for _ in 0..1000 {
+        *verdicts
+            .entry(kernel.run(Hook::Ingress, &frame, 1)?.verdict)
+            .or_insert(0) += 1;
+    }
+    ensure!(verdicts.keys().eq(&[DROP, REDIRECT]), "{verdicts:?}");
+    // The clock of the programs goes on every 10 ms at most (CONFIG_HZ); a thread may move to another CPU.
+    let at_most = (50 + start.elapsed().as_millis() + 10) * 2;
+    ensure!(
+        (50..=at_most).contains(&verdicts[&REDIRECT]),
+        "{verdicts:?} in {:?}",
+        start.elapsed()
+    );
+    Ok(())
 }
 
 /// Without room for both halves of a flow, none is left behind.
@@ -241,7 +284,10 @@ fn walk<F: TestFamily>(kernel: &mut Kernel, events: &[Event]) -> Result<()> {
                 continue;
             }
         };
-        last = pair.send(hook, &frame).with_context(|| format!("{event:?}"))?.frame;
+        let seen = pair.send(hook, &frame).with_context(|| format!("{event:?}"))?;
+        if seen.reason.verdict() != Verdict::Reject {
+            last = seen.frame;
+        }
     }
     Ok(())
 }

@@ -35,15 +35,15 @@ const BUDGETS: [Budget; 4] = [
 const fn ingress(program: &'static str) -> Budget {
     Budget {
         program,
-        verified: 109_000,
-        translated: 58_000,
+        verified: 133_000,
+        translated: 70_000,
     }
 }
 
 const fn egress(program: &'static str) -> Budget {
     Budget {
         program,
-        verified: 80_000,
+        verified: 110_000,
         translated: 46_000,
     }
 }

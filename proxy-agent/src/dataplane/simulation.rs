@@ -4,7 +4,7 @@
 //! stays in the simulation.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
     rc::Rc,
 };
@@ -37,6 +37,8 @@ pub struct Simulation<'a, F: Family> {
     affinities: RefCell<Affinities<F::Address>>,
     reasons: RefCell<BTreeMap<Reason, Counter>>,
     services: RefCell<BTreeMap<u32, ServiceCounter>>,
+    answers_full: Cell<u64>,
+    answer: RefCell<Option<Vec<u8>>>,
     error: RefCell<Option<TableError>>,
 }
 
@@ -94,6 +96,8 @@ impl<'a, F: Family> Simulation<'a, F> {
             affinities: RefCell::default(),
             reasons: RefCell::default(),
             services: RefCell::default(),
+            answers_full: Cell::default(),
+            answer: RefCell::default(),
             error: RefCell::default(),
         }
     }
@@ -108,7 +112,13 @@ impl<'a, F: Family> Simulation<'a, F> {
             Hook::Ingress => datapath::ingress::<F, _, _, _>(&mut packet, self, surroundings),
             Hook::Egress => datapath::egress::<F, _, _, _>(&mut packet, self, surroundings),
         };
+        self.answer.replace(packet.answer().map(<[u8]>::to_vec));
         self.error.take().map_or(Ok(outcome), Err)
+    }
+
+    /// What the last packet was answered with if it was rejected, from the network header on.
+    pub fn answer(&self) -> Option<Vec<u8>> {
+        self.answer.borrow().clone()
     }
 
     /// Every flow there is now: those of the tables, and what packets changed.
@@ -284,6 +294,14 @@ impl<F: Family> datapath::Tables<F::Address> for Simulation<'_, F> {
 
     fn device_flags(&self, device: u32) -> u32 {
         self.get(&self.tables.devices, &device).map_or(0, |device| device.flags)
+    }
+
+    fn answers_full(&self) -> u64 {
+        self.answers_full.get()
+    }
+
+    fn set_answers_full(&self, nanoseconds: u64) {
+        self.answers_full.set(nanoseconds);
     }
 
     fn count(&self, reason: Reason, bytes: u32) {

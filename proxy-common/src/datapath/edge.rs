@@ -3,8 +3,8 @@
 //! The established path is here, inlined; whatever else a packet needs is a call away.
 
 use super::{
-    Environment, FlowHandle as _, Outcome, Reason, Scratch, Tables, direct::direct, first::first_packet, frontend,
-    icmp_error::icmp_error, own, translate::translate, upkeep,
+    Environment, FlowHandle as _, Outcome, Reason, Scratch, Tables, Verdict, direct::direct, first::first_packet,
+    frontend, icmp_error::icmp_error, own, reject::reject, translate::translate, upkeep,
 };
 use crate::{
     layout::{AddressBytes, EGRESS, FlowKey, FlowValue, INGRESS, ServiceValue, flow_flags},
@@ -31,7 +31,12 @@ pub fn ingress<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     environment: &E,
 ) -> Outcome {
     counted(packet, tables, |packet| {
-        enter::<F, P, T, E>(packet, tables, environment)
+        let reason = enter::<F, P, T, E>(packet, tables, environment);
+        if reason.verdict() == Verdict::Reject {
+            reject::<F, P, T, E>(packet, tables, environment, reason)
+        } else {
+            reason
+        }
     })
 }
 
@@ -245,9 +250,10 @@ fn counted<A: AddressBytes, P: Packet, T: Tables<A>>(
     tables: &T,
     decide: impl FnOnce(&mut P) -> Reason,
 ) -> Outcome {
+    let length = packet.length();
     let reason = decide(packet);
     if reason != Reason::Unrelated {
-        tables.count(reason, packet.length());
+        tables.count(reason, length);
     }
     reason.into()
 }

@@ -12,6 +12,7 @@ mod frontend;
 mod icmp_error;
 mod masquerade;
 mod own;
+mod reject;
 mod reserve;
 mod select;
 mod tables;

@@ -3,7 +3,7 @@
 use super::Reason;
 use crate::layout::{
     AddressBytes, AffinityKey, AffinityValue, Backend, FlowKey, FlowValue, INGRESS, Member, MemberKey, ServiceKey,
-    ServiceValue, SlotKey, Timeouts,
+    ServiceValue, SlotKey, TICK_SHIFT, Timeouts,
 };
 use crate::packet::Transport;
 
@@ -109,6 +109,11 @@ pub trait Tables<A: AddressBytes> {
     fn masquerade_address(&self, device: u32) -> Option<A>;
     /// Bits of [`crate::layout::device_flags`] of a device, by interface index.
     fn device_flags(&self, device: u32) -> u32;
+    /// This CPU's state of the limit of answers to refused packets: when, in [`Environment::nanoseconds`], it is as before
+    /// the first.
+    fn answers_full(&self) -> u64;
+    /// Sets [`Tables::answers_full`].
+    fn set_answers_full(&self, nanoseconds: u64);
     /// Counts a packet by reason; bytes from the network header on.
     fn count(&self, reason: Reason, bytes: u32);
     /// Counts a rewritten packet, and with it new flows, by service id; bytes from the network header on.
@@ -119,6 +124,10 @@ pub trait Tables<A: AddressBytes> {
 pub trait Environment {
     /// Now, in ticks ([`crate::layout::TICK_SHIFT`]).
     fn now(&self) -> u32;
+    /// Now, in nanoseconds, for what a tick is too coarse for.
+    fn nanoseconds(&self) -> u64 {
+        u64::from(self.now()) << TICK_SHIFT
+    }
     /// A random number, uniform over all of `u32`.
     fn random(&self) -> u32;
     /// Interface index of the edge.

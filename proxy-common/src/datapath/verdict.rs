@@ -96,6 +96,10 @@ reasons! {
     SourceRefused = 17, Drop, "the source is in none of the Service's loadBalancerSourceRanges";
     /// Its quote and addresses were translated as the flow's packets are
     IcmpError = 18, Rewrite, "ICMP error about a known flow, translated";
+    /// The limit of `reject` answers
+    AnswerLimited = 19, Drop, "refused, with no answer since there are too many";
+    /// RFC 1122, 3.2.2
+    Unanswerable = 20, Drop, "refused, with no answer since none may be given to such a packet";
 }
 
 impl From<Reason> for Outcome {

@@ -237,9 +237,11 @@ pub mod tables {
     /// Connections, packets and bytes by service id
     pub const SERVICE_COUNTS: TableSpec =
         table::<u32, ServiceCounter>("service_counts", TableKind::PerCpuArray, MAX_SERVICES);
+    /// The limit of answers to refused packets: one entry, the time in nanoseconds at which it is as before the first
+    pub const ANSWER_LIMIT: TableSpec = table::<u32, u64>("answer_limit", TableKind::PerCpuArray, 1);
 
     /// Every table
-    pub const ALL: [TableSpec; 21] = [
+    pub const ALL: [TableSpec; 22] = [
         SERVICES_V4,
         SERVICES_V6,
         SLOTS_V4,
@@ -261,5 +263,6 @@ pub mod tables {
         BACKEND_FILTER,
         REASON_COUNTS,
         SERVICE_COUNTS,
+        ANSWER_LIMIT,
     ];
 }

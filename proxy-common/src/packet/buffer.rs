@@ -1,6 +1,6 @@
 //! A packet in ordinary memory: what user space runs the datapath on.
 
-use super::{ChecksumChange, Packet, View, ViewMut, checksum};
+use super::{ChecksumChange, MAX_QUOTE, Packet, View, ViewMut, checksum};
 
 /// The bytes of a packet from its network header on.
 #[derive(Debug)]
@@ -8,17 +8,49 @@ pub struct BufferPacket<'a> {
     bytes: &'a mut [u8],
     /// As `CHECKSUM_PARTIAL` (`include/linux/skbuff.h`): only the pseudo header is summed up yet
     partial: bool,
+    /// What the packet became when it was answered; the packet's own bytes stay
+    answer: Option<Answer>,
+}
+
+/// The longest headers of an answer, and a quote.
+type AnswerBytes = [u8; 48 + MAX_QUOTE];
+
+/// An answer to a packet.
+#[derive(Debug)]
+struct Answer {
+    bytes: AnswerBytes,
+    length: usize,
 }
 
 impl<'a> BufferPacket<'a> {
     /// A packet whose transport checksum is complete.
     pub const fn new(bytes: &'a mut [u8]) -> Self {
-        Self { bytes, partial: false }
+        Self {
+            bytes,
+            partial: false,
+            answer: None,
+        }
     }
 
     /// A packet whose transport checksum the device will complete: it holds the sum of the pseudo header.
     pub const fn with_partial_checksum(bytes: &'a mut [u8]) -> Self {
-        Self { bytes, partial: true }
+        Self {
+            bytes,
+            partial: true,
+            answer: None,
+        }
+    }
+
+    /// The answer that the packet became, from its network header on, if it did.
+    pub fn answer(&self) -> Option<&[u8]> {
+        self.answer
+            .as_ref()
+            .and_then(|answer| answer.bytes.get(..answer.length))
+    }
+
+    /// What the packet consists of now.
+    fn bytes(&self) -> &[u8] {
+        self.answer().unwrap_or(self.bytes)
     }
 }
 
@@ -50,15 +82,27 @@ impl Packet for BufferPacket<'_> {
     fn pull(&mut self, _length: u32) {}
 
     fn view<const N: usize>(&self, offset: usize) -> Option<&[u8]> {
-        self.bytes.get(offset..offset + N)
+        self.bytes().get(offset..offset + N)
     }
 
     fn view_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8]> {
-        self.bytes.get_mut(offset..offset + N)
+        let bytes = match &mut self.answer {
+            Some(answer) => answer.bytes.get_mut(..answer.length)?,
+            None => self.bytes,
+        };
+        bytes.get_mut(offset..offset + N)
     }
 
     fn length(&self) -> u32 {
-        u32::try_from(self.bytes.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.bytes().len()).unwrap_or(u32::MAX)
+    }
+
+    fn become_answer(&mut self, quote: usize, room: usize) -> Option<()> {
+        let length = room + quote;
+        let mut bytes = [0; size_of::<AnswerBytes>()];
+        bytes.get_mut(room..length)?.copy_from_slice(self.bytes.get(..quote)?);
+        self.answer = Some(Answer { bytes, length });
+        Some(())
     }
 
     fn update_transport_checksum(&mut self, change: &ChecksumChange) -> Option<()> {

@@ -11,15 +11,24 @@ pub const fn fold(sum: u32) -> u16 {
     (sum + (sum >> 16)) as u16
 }
 
+/// Folds a sum of up to 2^32 32-bit words to one of 16-bit words.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the two halves, then at most 17 bits")]
+pub const fn fold_words(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+    fold(sum as u32)
+}
+
 /// The checksum after its data changed by `difference`: RFC 1624, equation 3.
 #[inline(always)]
 pub const fn update(checksum: u16, difference: u16) -> u16 {
     !fold((!checksum) as u32 + difference as u32)
 }
 
-/// One's complement sum of words: of an address, or of both ports.
+/// One's complement sum of words, not folded: of an address, or of a header. Of at most 128 KiB.
 #[inline(always)]
-fn sum(words: &[u8]) -> u32 {
+pub fn sum(words: &[u8]) -> u32 {
     words
         .chunks_exact(2)
         .fold(0, |sum, word| sum + u32::from(u16::from_ne_bytes([word[0], word[1]])))
@@ -84,6 +93,13 @@ mod tests {
     }
 
     proptest! {
+        /// Words of either size sum up alike.
+        #[test]
+        fn long_words_sum_up_as_short_ones(data in prop::collection::vec(any::<[u8; 4]>(), 0..64)) {
+            let words = data.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
+            prop_assert_eq!(!fold_words(words), checksum(&data.concat()));
+        }
+
         /// Updating equals computing anew, for any change of any word.
         #[test]
         fn update_equals_recomputation(mut data in prop::collection::vec(any::<u8>(), 40), new: [u8; 16]) {

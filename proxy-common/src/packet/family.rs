@@ -9,6 +9,8 @@ pub trait Family: Copy + 'static {
     type Address: AddressBytes;
     /// Whether the transport checksum's pseudo header is that of IPv6
     const IPV6: bool;
+    /// Length of the headers before the quote of an ICMP error
+    const ERROR_HEADERS: usize;
 
     /// The addresses alone: enough to tell most packets from ours. `None` if the packet is no such packet.
     #[inline(always)]
@@ -47,6 +49,21 @@ pub trait Family: Copy + 'static {
     /// fragments.
     fn quoted_transport<P: Packet>(packet: &P, at: usize) -> Option<(u8, usize)>;
 
+    /// Length of the packet as its header says. `None` if it is no such packet.
+    fn length<P: Packet>(packet: &P) -> Option<usize>;
+
+    /// Whether an address is one host's: of no group, not "everybody" and not "nobody".
+    fn is_unicast(address: &Self::Address) -> bool;
+
+    /// Writes the headers of an ICMP "port unreachable" before a quote of this length and sum. `None` when the packet ends
+    /// before.
+    fn write_port_unreachable<P: Packet>(
+        packet: &mut P,
+        addresses: &Addresses<Self::Address>,
+        quote: usize,
+        sum: u16,
+    ) -> Option<()>;
+
     /// What an address adds to checksums in place of another.
     fn difference(old: &Self::Address, new: &Self::Address) -> u16;
 
@@ -64,6 +81,7 @@ pub struct V4;
 impl Family for V4 {
     type Address = [u8; 4];
     const IPV6: bool = false;
+    const ERROR_HEADERS: usize = 20 + 8;
 
     #[inline(always)]
     fn addresses_at<P: Packet>(packet: &P, at: usize) -> Option<Addresses<[u8; 4]>> {
@@ -150,6 +168,46 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn length<P: Packet>(packet: &P) -> Option<usize> {
+        match u16::from_be_bytes(packet.view::<20>(0)?.load::<2>(2)) {
+            // Of a GSO packet, as above.
+            0 => usize::try_from(packet.length()).ok(),
+            total => Some(total.into()),
+        }
+    }
+
+    /// RFC 1122, 3.2.1.3: not "this host", no group of class D, not of class E with the broadcast address.
+    #[inline(always)]
+    fn is_unicast(address: &[u8; 4]) -> bool {
+        address[0] < 224 && *address != [0; 4]
+    }
+
+    #[inline(always)]
+    fn write_port_unreachable<P: Packet>(
+        packet: &mut P,
+        addresses: &Addresses<[u8; 4]>,
+        quote: usize,
+        sum: u16,
+    ) -> Option<()> {
+        let Addresses { source, destination } = addresses;
+        #[expect(clippy::cast_possible_truncation, reason = "a quote is short")]
+        let [high, low] = ((Self::ERROR_HEADERS + quote) as u16).to_be_bytes();
+        // Precedence "internetwork control" (RFC 1812, 4.3.2.5), not to be fragmented, so no identification (RFC 6864).
+        let first = [0x45, 0xc0, high, low, 0, 0, 0x40, 0, HOPS, ICMP];
+        let header = !checksum::fold(checksum::sum(&first) + checksum::sum(source) + checksum::sum(destination));
+        let [header_sum, message_sum] = [header, error_checksum([3, 3], sum.into())].map(u16::to_ne_bytes);
+        let mut headers = packet.view_mut::<28>(0)?;
+        headers.store(0, [0x45, 0xc0, high, low]);
+        headers.store(4, [0, 0, 0x40, 0]);
+        headers.store(8, [HOPS, ICMP, header_sum[0], header_sum[1]]);
+        headers.store(12, *source);
+        headers.store(16, *destination);
+        headers.store(20, [3, 3, message_sum[0], message_sum[1]]);
+        headers.store(24, [0; 4]);
+        Some(())
+    }
+
+    #[inline(always)]
     fn difference(old: &[u8; 4], new: &[u8; 4]) -> u16 {
         checksum::difference(old, new)
     }
@@ -171,6 +229,7 @@ pub struct V6;
 impl Family for V6 {
     type Address = [u8; 16];
     const IPV6: bool = true;
+    const ERROR_HEADERS: usize = 40 + 8;
 
     #[inline(always)]
     fn addresses_at<P: Packet>(packet: &P, at: usize) -> Option<Addresses<[u8; 16]>> {
@@ -250,6 +309,44 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn length<P: Packet>(packet: &P) -> Option<usize> {
+        match u16::from_be_bytes(packet.view::<40>(0)?.load::<2>(4)) {
+            // Of a GSO packet, as above.
+            0 => usize::try_from(packet.length()).ok(),
+            payload => Some(40 + usize::from(payload)),
+        }
+    }
+
+    /// RFC 4291, 2.7 and 2.5.2: no group, not the unspecified address.
+    #[inline(always)]
+    fn is_unicast(address: &[u8; 16]) -> bool {
+        address[0] != 0xff && *address != [0; 16]
+    }
+
+    #[inline(always)]
+    fn write_port_unreachable<P: Packet>(
+        packet: &mut P,
+        addresses: &Addresses<[u8; 16]>,
+        quote: usize,
+        sum: u16,
+    ) -> Option<()> {
+        let Addresses { source, destination } = addresses;
+        #[expect(clippy::cast_possible_truncation, reason = "a quote is short")]
+        let [high, low] = (8 + quote as u16).to_be_bytes();
+        // Of the pseudo header length and protocol beside the addresses.
+        let pseudo = checksum::sum(source) + checksum::sum(destination) + checksum::sum(&[high, low, 0, ICMPV6]);
+        let [sum_first, sum_second] = error_checksum([1, 4], pseudo + u32::from(sum)).to_ne_bytes();
+        let mut headers = packet.view_mut::<48>(0)?;
+        headers.store(0, [0x60, 0, 0, 0]);
+        headers.store(4, [high, low, ICMPV6, HOPS]);
+        headers.store(8, *source);
+        headers.store(24, *destination);
+        headers.store(40, [1, 4, sum_first, sum_second]);
+        headers.store(44, [0; 4]);
+        Some(())
+    }
+
+    #[inline(always)]
     fn difference(old: &[u8; 16], new: &[u8; 16]) -> u16 {
         checksum::difference(old, new)
     }
@@ -262,6 +359,15 @@ impl Family for V6 {
     fn service_ranges(ranges: &ServiceRanges) -> &[Range<[u8; 16]>; MAX_SERVICE_RANGES] {
         &ranges.v6
     }
+}
+
+/// Time to live, or hop limit, of packets of our own: the default of RFC 1700.
+const HOPS: u8 = 64;
+
+/// Checksum of an ICMP error of this type and code, with the sum of all else that it covers.
+#[inline(always)]
+fn error_checksum(type_and_code: [u8; 2], sum: u32) -> u16 {
+    !checksum::fold(checksum::sum(&type_and_code) + sum)
 }
 
 /// Extension headers (RFC 8200, 4) that a packet may have before its transport header; more than that is no traffic

@@ -20,6 +20,10 @@ pub enum Side {
     Source,
 }
 
+/// The most that an answer quotes of the packet that it is about: the longest IPv4 header, or IPv6 and some extension
+/// headers, and what senders look at behind them (SCTP's first chunk).
+pub const MAX_QUOTE: usize = 96;
+
 /// Access to one packet. Offsets count bytes from the start of the network header.
 pub trait Packet {
     /// What [`Packet::view`] gives
@@ -42,6 +46,13 @@ pub trait Packet {
 
     /// Bytes in the packet, from the network header on.
     fn length(&self) -> u32;
+
+    /// Turns the packet into what an answer to it is to be written on: `room` bytes of any content, then the first `quote`
+    /// bytes of the packet, 1 to [`MAX_QUOTE`]; the link layer's addresses are exchanged, and no device is to complete a
+    /// checksum any more.
+    ///
+    /// `None` when that failed; the packet must then be dropped.
+    fn become_answer(&mut self, quote: usize, room: usize) -> Option<()>;
 
     /// Corrects the transport checksum after a rewrite of addresses and ports, whatever state of completion it is in.
     ///

@@ -8,6 +8,7 @@ mod device;
 mod endpoint;
 mod forwarding;
 mod port;
+mod reject;
 mod shape;
 
 use anyhow::Result;

@@ -11,6 +11,7 @@ mod headers;
 mod icmp_errors;
 mod own;
 mod policy;
+mod reject;
 mod segment;
 mod world;
 

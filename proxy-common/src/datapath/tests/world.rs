@@ -11,7 +11,7 @@ use crate::{
     datapath::{Environment, FlowHandle, InsertError, InsertMode, Reason, Scratch, Tables, Verdict, egress, ingress},
     layout::{
         AddressBytes, AffinityKey, AffinityValue, Backend, Counter, EGRESS, FlowKey, FlowValue, INGRESS, Member,
-        MemberKey, ServiceCounter, ServiceKey, ServiceValue, SlotKey, Timeouts,
+        MemberKey, ServiceCounter, ServiceKey, ServiceValue, SlotKey, TICK_SHIFT, Timeouts,
     },
     packet::{BufferPacket, TCP, UDP},
 };
@@ -69,6 +69,9 @@ pub(super) struct World<F: TestFamily> {
     pub(super) capacity: Cell<usize>,
     pub(super) masquerade: Option<u128>,
     pub(super) now: Cell<u32>,
+    /// Nanoseconds since the tick began
+    pub(super) nanoseconds: Cell<u64>,
+    answers_full: Cell<u64>,
     /// Random numbers to come; 0 when there are no more
     pub(super) random: RefCell<VecDeque<u32>>,
     pub(super) reasons: RefCell<BTreeMap<Reason, Counter>>,
@@ -108,6 +111,8 @@ impl<F: TestFamily> World<F> {
             capacity: Cell::new(usize::MAX),
             masquerade: None,
             now: Cell::new(100),
+            nanoseconds: Cell::new(0),
+            answers_full: Cell::new(0),
             random: RefCell::default(),
             reasons: RefCell::default(),
             counts: RefCell::default(),
@@ -364,6 +369,14 @@ impl<F: TestFamily> Tables<F::Address> for World<F> {
         self.device_flags.get()
     }
 
+    fn answers_full(&self) -> u64 {
+        self.answers_full.get()
+    }
+
+    fn set_answers_full(&self, nanoseconds: u64) {
+        self.answers_full.set(nanoseconds);
+    }
+
     fn count(&self, reason: Reason, bytes: u32) {
         let mut reasons = self.reasons.borrow_mut();
         let counter = reasons.entry(reason).or_default();
@@ -383,6 +396,10 @@ impl<F: TestFamily> Tables<F::Address> for World<F> {
 impl<F: TestFamily> Environment for World<F> {
     fn now(&self) -> u32 {
         self.now.get()
+    }
+
+    fn nanoseconds(&self) -> u64 {
+        (u64::from(self.now.get()) << TICK_SHIFT) + self.nanoseconds.get()
     }
 
     fn random(&self) -> u32 {
