@@ -85,6 +85,9 @@ impl Kernel {
             timeouts.tcp_closing,
             timeouts.udp_opening,
             timeouts.udp_established,
+            timeouts.sctp_opening,
+            timeouts.sctp_established,
+            timeouts.sctp_closing,
             0,
         ];
         let object = object()?;

@@ -35,7 +35,7 @@ const BUDGETS: [Budget; 4] = [
 const fn ingress(program: &'static str) -> Budget {
     Budget {
         program,
-        verified: 133_000,
+        verified: 149_000,
         translated: 70_000,
     }
 }
@@ -43,7 +43,7 @@ const fn ingress(program: &'static str) -> Budget {
 const fn egress(program: &'static str) -> Budget {
     Budget {
         program,
-        verified: 110_000,
+        verified: 117_000,
         translated: 46_000,
     }
 }

@@ -1,18 +1,18 @@
 //! Packets that a client sends to a backend directly, not through a frontend.
 //!
 //! The backend's replies look like those of a flow from the same client port through a frontend, which would be rewritten.
-//! So a new direct TCP connection ends that flow; of UDP packets the latest use wins.
+//! So a new direct connection (TCP, SCTP) ends that flow; of UDP packets the latest use wins.
 
 use super::{FlowHandle as _, Reason, Tables, flow};
 use crate::{
     layout::{AddressBytes, EGRESS, FlowKey, flow_flags},
-    packet::{TCP, opens_connection},
+    packet::{UDP, opens_connection},
 };
 
 /// Retires what a direct packet to a backend, with this key at ingress, collides with.
 #[inline(always)]
 pub(super) fn direct<A: AddressBytes, T: Tables<A>>(tables: &T, key: &FlowKey<A>, tcp_flags: u8) -> Reason {
-    if (key.protocol != TCP || opens_connection(tcp_flags)) && retire(tables, key) {
+    if (key.protocol == UDP || opens_connection(tcp_flags)) && retire(tables, key) {
         Reason::FlowRetired
     } else {
         Reason::Unrelated
@@ -37,7 +37,7 @@ fn retire<A: AddressBytes, T: Tables<A>>(tables: &T, key: &FlowKey<A>) -> bool {
     }
     tables.remove_flow(&reply);
     let forward = flow::twin_key(&reply, &value);
-    if key.protocol == TCP {
+    if key.protocol != UDP {
         tables.remove_flow(&forward);
     } else if let Some(handle) = tables.flow(&forward) {
         handle.set_flags(handle.value().flags | flow_flags::TWIN_REMOVED);

@@ -2,7 +2,7 @@
 
 use super::Environment;
 use crate::layout::{AddressBytes, EGRESS, FlowKey, FlowValue, INGRESS, Timeouts, flow_flags, history};
-use crate::packet::{TCP, checksum};
+use crate::packet::{TCP, UDP, checksum};
 
 /// The key of the other half.
 ///
@@ -51,7 +51,7 @@ pub enum State {
     Opening,
     /// Packets were seen both ways
     Established,
-    /// TCP: reset, or closed by both sides
+    /// TCP and SCTP: reset, or closed by both sides
     Closing,
 }
 
@@ -67,7 +67,7 @@ impl State {
         };
         let reset = (half.history | twin_history) & history::RST != 0;
         let closed = half.history & twin_history & history::FIN != 0;
-        if protocol == TCP && (reset || closed) {
+        if protocol != UDP && (reset || closed) {
             Self::Closing
         } else if reply_history & history::SEEN == 0 {
             Self::Opening
@@ -79,12 +79,15 @@ impl State {
     /// How long a flow in this state is kept without packets, in ticks.
     #[inline(always)]
     pub const fn timeout(self, protocol: u8, timeouts: &Timeouts) -> u32 {
-        match (self, protocol == TCP) {
-            (Self::Opening, true) => timeouts.tcp_opening,
-            (Self::Established, true) => timeouts.tcp_established,
-            (Self::Closing, _) => timeouts.tcp_closing,
-            (Self::Opening, false) => timeouts.udp_opening,
-            (Self::Established, false) => timeouts.udp_established,
+        match (self, protocol) {
+            (Self::Opening, TCP) => timeouts.tcp_opening,
+            (Self::Established, TCP) => timeouts.tcp_established,
+            (Self::Closing, TCP) => timeouts.tcp_closing,
+            (Self::Opening, UDP) => timeouts.udp_opening,
+            (Self::Established | Self::Closing, UDP) => timeouts.udp_established,
+            (Self::Opening, _) => timeouts.sctp_opening,
+            (Self::Established, _) => timeouts.sctp_established,
+            (Self::Closing, _) => timeouts.sctp_closing,
         }
     }
 }

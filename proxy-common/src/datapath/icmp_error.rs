@@ -10,7 +10,7 @@
 use super::{FlowHandle as _, Reason, Tables};
 use crate::{
     layout::{FlowKey, FlowValue, INGRESS, flow_flags},
-    packet::{Addresses, Family, Packet, Side, TCP, UDP, View as _, ViewMut as _, checksum},
+    packet::{Addresses, Family, Packet, SCTP, Side, TCP, UDP, View as _, ViewMut as _, checksum, has_ports},
 };
 
 /// Length of the header of an ICMP error (RFC 792; RFC 4443, 2.1); the quote follows.
@@ -34,7 +34,7 @@ pub(super) fn icmp_error<F: Family, P: Packet, T: Tables<F::Address>>(
     let (message, end) = F::icmp_error(packet)?;
     let quote = message + HEADER;
     let (protocol, transport) = F::quoted_transport(packet, quote)?;
-    if !matches!(protocol, TCP | UDP) || transport + QUOTED > end {
+    if !has_ports(protocol) || transport + QUOTED > end {
         return None;
     }
     let quoted = F::addresses_at(packet, quote)?;
@@ -123,7 +123,9 @@ fn rewrite_transport<A, P: Packet>(
     packet.view_mut::<4>(error.transport)?.store(0, ports.to_be_bytes());
     let ports = checksum::port_difference(old, new);
     let offset = error.transport + if key.protocol == TCP { 16 } else { 6 };
-    if offset + 2 > error.end {
+    // SCTP's checksum can't be corrected without all of the packet; who gets the error goes by ports and verification tag
+    // (RFC 9260, 10).
+    if offset + 2 > error.end || key.protocol == SCTP {
         return Some(ports.into());
     }
     let before: [u8; 2] = packet.view::<2>(offset)?.load(0);

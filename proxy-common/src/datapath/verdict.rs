@@ -69,7 +69,7 @@ reasons! {
     /// A fragment
     Fragment = 4, Continue, "fragment, passed untouched";
     /// ICMP and others
-    OtherProtocol = 5, Continue, "neither TCP nor UDP, passed untouched";
+    OtherProtocol = 5, Continue, "neither TCP, UDP nor SCTP, passed untouched";
     /// The address is a frontend's or the node's, the port is not
     NoFrontend = 6, Continue, "no frontend has this address, port and protocol";
     /// A client uses directly the ports of an old flow, which ends by that

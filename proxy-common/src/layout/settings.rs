@@ -6,7 +6,7 @@ use super::plain;
 pub const TICK_SHIFT: u32 = 30;
 
 /// How long a flow without packets is kept, in ticks, by its state. Defaults are those of nf_conntrack
-/// (`net/netfilter/nf_conntrack_proto_{tcp,udp}.c`), established as kube-proxy sets it (behaviour.md 7.10).
+/// (`net/netfilter/nf_conntrack_proto_{tcp,udp,sctp}.c`), established as kube-proxy sets it (behaviour.md 7.10).
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -20,6 +20,12 @@ pub struct Timeouts {
     pub udp_opening: u32,
     /// UDP: packets seen both ways
     pub udp_established: u32,
+    /// SCTP: not answered yet
+    pub sctp_opening: u32,
+    /// SCTP: packets seen both ways, not closed
+    pub sctp_established: u32,
+    /// SCTP: aborted or shut down
+    pub sctp_closing: u32,
 }
 
 impl Timeouts {
@@ -37,6 +43,9 @@ impl Timeouts {
         tcp_closing: Self::ticks(120),
         udp_opening: Self::ticks(30),
         udp_established: Self::ticks(120),
+        sctp_opening: Self::ticks(3),
+        sctp_established: Self::ticks(210),
+        sctp_closing: Self::ticks(10),
     };
 }
 
@@ -65,6 +74,6 @@ impl Settings {
 }
 
 plain! {
-    Timeouts = 20;
-    Settings = 24;
+    Timeouts = 32;
+    Settings = 36;
 }

@@ -1,6 +1,9 @@
 //! IPv4 and IPv6 behind one trait: the pipeline exists once.
 
-use super::{Addresses, ICMP, ICMPV6, Packet, Side, Skip, TCP, Transport, UDP, View as _, ViewMut as _, checksum};
+use super::{
+    Addresses, ICMP, ICMPV6, Packet, SCTP, Side, Skip, TCP, Transport, UDP, View as _, ViewMut as _, checksum,
+    has_ports,
+};
 use crate::layout::{AddressBytes, Device, MAX_SERVICE_RANGES, Range, ServiceRanges};
 
 /// An address family.
@@ -251,7 +254,7 @@ impl Family for V6 {
             return Err(Skip::Malformed);
         }
         let (protocol, transport) = match first {
-            TCP | UDP => (first, 40),
+            TCP | UDP | SCTP => (first, 40),
             _ => skip_extensions(packet, first, 40, FRAGMENT_OFFSET | MORE_FRAGMENTS)?,
         };
         Transport::read(packet, protocol, transport)
@@ -303,7 +306,7 @@ impl Family for V6 {
             return None;
         }
         match first {
-            TCP | UDP => Some((first, at + 40)),
+            TCP | UDP | SCTP => Some((first, at + 40)),
             _ => skip_extensions(packet, first, at + 40, FRAGMENT_OFFSET).ok(),
         }
     }
@@ -390,7 +393,7 @@ fn skip_extensions<P: Packet>(packet: &P, first: u8, mut offset: usize, refused:
 
     let mut next = first;
     for _ in 0..MAX_EXTENSIONS {
-        if matches!(next, TCP | UDP) {
+        if has_ports(next) {
             return Ok((next, offset));
         }
         if !matches!(
@@ -411,7 +414,7 @@ fn skip_extensions<P: Packet>(packet: &P, first: u8, mut offset: usize, refused:
         };
         next = header[0];
     }
-    if matches!(next, TCP | UDP) {
+    if has_ports(next) {
         Ok((next, offset))
     } else {
         Err(Skip::OtherProtocol)

@@ -12,6 +12,15 @@ pub const TCP: u8 = 6;
 /// IP protocol number of UDP (IANA).
 pub const UDP: u8 = 17;
 
+/// IP protocol number of SCTP (IANA).
+pub const SCTP: u8 = 132;
+
+/// Whether packets of an IP protocol have ports that we know.
+#[inline(always)]
+pub const fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, TCP | UDP | SCTP)
+}
+
 /// TCP control bits (RFC 9293, 3.1).
 pub mod tcp_flags {
     /// No more data from the sender
@@ -28,6 +37,23 @@ pub mod tcp_flags {
 #[inline(always)]
 pub const fn opens_connection(flags: u8) -> bool {
     flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
+}
+
+/// What the first chunk of an SCTP packet, by its type (RFC 9260, 3.2), means for its association, as [`tcp_flags`]. The
+/// chunks that matter here stand alone in their packets, or first (RFC 9260, 6.10).
+#[inline(always)]
+const fn flags_of_chunk(chunk: u8) -> u8 {
+    const INIT: u8 = 1;
+    const INIT_ACK: u8 = 2;
+    const ABORT: u8 = 6;
+    const SHUTDOWN_COMPLETE: u8 = 14;
+    match chunk {
+        INIT => tcp_flags::SYN,
+        INIT_ACK => tcp_flags::SYN | tcp_flags::ACK,
+        // Either ends it for both sides.
+        ABORT | SHUTDOWN_COMPLETE => tcp_flags::RST,
+        _ => tcp_flags::ACK,
+    }
 }
 
 /// Why a packet's headers are not for the datapath: it passes untouched.
@@ -60,9 +86,9 @@ pub struct Transport {
     pub source_port: u16,
     /// Destination port, host byte order
     pub destination_port: u16,
-    /// [`TCP`] or [`UDP`]
+    /// [`TCP`], [`UDP`] or [`SCTP`]
     pub protocol: u8,
-    /// Bits of [`tcp_flags`]; 0 for UDP
+    /// Bits of [`tcp_flags`]; 0 for UDP. What SCTP's first chunk does is told in TCP's terms
     pub tcp_flags: u8,
 }
 
@@ -81,6 +107,12 @@ impl Transport {
                 (header.load::<4>(0), flags)
             }
             UDP => (packet.view::<8>(offset).ok_or(Skip::Malformed)?.load::<4>(0), 0),
+            SCTP => {
+                // Common header and that of the first chunk (RFC 9260, 3).
+                let header = packet.view::<16>(offset).ok_or(Skip::Malformed)?;
+                let [chunk, _] = header.load(12);
+                (header.load::<4>(0), flags_of_chunk(chunk))
+            }
             _ => return Err(Skip::OtherProtocol),
         };
         let ports = u32::from_be_bytes(ports);
@@ -106,7 +138,7 @@ impl Transport {
         )
     }
 
-    /// Offset of the checksum.
+    /// Offset of the checksum of TCP or UDP; SCTP's is another ([`super::crc32c`]).
     #[inline(always)]
     pub const fn checksum_offset(&self) -> usize {
         self.offset + if self.protocol == TCP { 16 } else { 6 }

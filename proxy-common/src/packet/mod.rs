@@ -4,12 +4,13 @@
 
 mod buffer;
 pub mod checksum;
+pub mod crc32c;
 mod family;
 mod headers;
 
 pub use buffer::BufferPacket;
 pub use family::{Family, V4, V6};
-pub use headers::{Addresses, ICMP, ICMPV6, Skip, TCP, Transport, UDP, opens_connection, tcp_flags};
+pub use headers::{Addresses, ICMP, ICMPV6, SCTP, Skip, TCP, Transport, UDP, has_ports, opens_connection, tcp_flags};
 
 /// Which side of a packet is rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,12 @@ pub trait Packet {
     ///
     /// `None` when that failed; the packet must then be dropped.
     fn become_answer(&mut self, quote: usize, room: usize) -> Option<()>;
+
+    /// [`crc32c::difference`]: in the kernel a function that is verified by itself, once.
+    #[inline(always)]
+    fn crc32c_difference(&self, change: u32, length: u16) -> u32 {
+        crc32c::difference(change, length)
+    }
 
     /// Corrects the transport checksum after a rewrite of addresses and ports, whatever state of completion it is in.
     ///

@@ -6,7 +6,7 @@ use super::{segment::TestFamily, world::TIMEOUTS};
 use crate::{
     datapath::flow::{State, is_expired, same_rewrite, twin_key, twin_value},
     layout::{EGRESS, FlowKey, FlowValue, INGRESS, flow_flags, history},
-    packet::{TCP, UDP, V4, V6},
+    packet::{SCTP, TCP, UDP, V4, V6},
 };
 
 /// Any half of a flow.
@@ -106,6 +106,9 @@ fn state_follows_from_both_histories() {
         (TCP, SEEN | FIN, SEEN | FIN, State::Closing, TIMEOUTS.tcp_closing),
         (TCP, SEEN | RST, 0, State::Closing, TIMEOUTS.tcp_closing),
         (TCP, SEEN, SEEN | RST, State::Closing, TIMEOUTS.tcp_closing),
+        (SCTP, SEEN, 0, State::Opening, TIMEOUTS.sctp_opening),
+        (SCTP, SEEN, SEEN, State::Established, TIMEOUTS.sctp_established),
+        (SCTP, SEEN, SEEN | RST, State::Closing, TIMEOUTS.sctp_closing),
         (UDP, SEEN, 0, State::Opening, TIMEOUTS.udp_opening),
         (UDP, SEEN, SEEN, State::Established, TIMEOUTS.udp_established),
         (

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     datapath::{Reason, Verdict},
     layout::{EGRESS, INGRESS},
-    packet::{BufferPacket, TCP, UDP, V4, V6},
+    packet::{BufferPacket, SCTP, TCP, UDP, V4, V6},
 };
 
 const HERE: (u128, u16) = (CLIENT, 40_000);
@@ -47,7 +47,7 @@ fn transport<F: TestFamily>() -> usize {
 both_families! {
     /// Whatever is missing of a packet, nothing panics and nothing is written.
     fn every_beginning_of_a_packet_passes<F>() {
-        for protocol in [TCP, UDP] {
+        for protocol in [TCP, UDP, SCTP] {
             let world = World::<F>::with_service();
             let packets = [
                 (INGRESS, Segment::first(protocol, HERE, VIP).bytes::<F>()),
@@ -75,7 +75,7 @@ both_families! {
 
     fn other_protocols_pass<F>() {
         let world = World::<F>::with_service();
-        for protocol in ICMP.into_iter().chain([132, 47, 50, NO_NEXT_HEADER]) {
+        for protocol in ICMP.into_iter().chain([33, 47, 50, NO_NEXT_HEADER]) {
             let at = if F::IPV6 { 6 } else { 9 };
             let bytes = changed::<F>(UDP, |bytes| bytes[at] = protocol);
             assert_eq!(pass(&world, INGRESS, &bytes), Reason::OtherProtocol, "protocol {protocol}");

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     datapath::{Reason, Verdict},
     layout::{EGRESS, INGRESS},
-    packet::{BufferPacket, ICMP, ICMPV6, TCP, UDP, V4, V6, checksum::checksum},
+    packet::{BufferPacket, ICMP, ICMPV6, SCTP, TCP, UDP, V4, V6, checksum::checksum},
 };
 
 const HERE: Endpoint = (CLIENT, 40_000);
@@ -345,6 +345,21 @@ fn an_absent_udp_checksum_stays_absent() {
         error
     };
     assert_becomes(&world, EGRESS, &error(BACKEND), &error(VIP));
+}
+
+/// SCTP's checksum can't be corrected without all of the packet: a quote keeps that of the packet that was sent on.
+#[test]
+fn quotes_of_sctp_keep_their_checksum() {
+    fn run<F: TestFamily>() {
+        let world = with_flow::<F>(SCTP);
+        let error = |to| Message::about::<F>(&Segment::first(SCTP, HERE, to), ROUTER, CLIENT);
+        let (sent, mut seen) = (error(BACKEND), error(VIP));
+        let at = if F::IPV6 { 40 + 8 } else { 20 + 8 };
+        seen.quote[at..at + 4].copy_from_slice(&sent.quote[at..at + 4]);
+        assert_becomes(&world, EGRESS, &sent, &seen);
+    }
+    run::<V4>();
+    run::<V6>();
 }
 
 /// Any hosts, ports and payload, about a request and about a reply.

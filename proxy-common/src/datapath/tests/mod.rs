@@ -12,6 +12,7 @@ mod icmp_errors;
 mod own;
 mod policy;
 mod reject;
+mod sctp;
 mod segment;
 mod world;
 

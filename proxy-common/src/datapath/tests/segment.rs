@@ -1,6 +1,6 @@
 //! Packets to send: built field by field, their checksums computed in full.
 
-use crate::packet::{BufferPacket, Family, TCP, V4, V6, checksum::checksum, tcp_flags};
+use crate::packet::{BufferPacket, Family, SCTP, TCP, UDP, V4, V6, checksum::checksum, crc32c::crc32c, tcp_flags};
 
 /// An address, as a number in network order, and a port.
 pub(super) type Endpoint = (u128, u16);
@@ -78,13 +78,13 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    /// A packet that opens a flow: SYN, if TCP.
+    /// A packet that opens a flow: SYN, if TCP; INIT, if SCTP.
     pub(super) fn first(protocol: u8, source: Endpoint, destination: Endpoint) -> Self {
         Self {
             protocol,
             source,
             destination,
-            flags: if protocol == TCP { tcp_flags::SYN } else { 0 },
+            flags: if protocol == UDP { 0 } else { tcp_flags::SYN },
             options: Vec::new(),
             first_extension: None,
             payload: b"payload".to_vec(),
@@ -96,9 +96,9 @@ impl Segment {
         Self::first(protocol, source, destination).flags(tcp_flags::ACK)
     }
 
-    /// With these TCP control bits; UDP has none.
+    /// With these TCP control bits, or the SCTP chunk that means the same; UDP has none.
     pub(super) fn flags(mut self, flags: u8) -> Self {
-        self.flags = if self.protocol == TCP { flags } else { 0 };
+        self.flags = if self.protocol == UDP { 0 } else { flags };
         self
     }
 
@@ -114,6 +114,23 @@ impl Segment {
         let mut transport = Vec::new();
         transport.extend(self.source.1.to_be_bytes());
         transport.extend(self.destination.1.to_be_bytes());
+        if self.protocol == SCTP {
+            // DATA, if nothing else.
+            let chunk = match self.flags {
+                tcp_flags::SYN => 1,
+                flags if flags == tcp_flags::SYN | tcp_flags::ACK => 2,
+                flags if flags & tcp_flags::RST != 0 => 6,
+                _ => 0,
+            };
+            // Verification tag, checksum, type, flags and length of the chunk.
+            transport.extend([1, 2, 3, 4, 0, 0, 0, 0, chunk, 0, 0, 4]);
+            transport.extend(&self.payload);
+            let sum = crc32c(&transport);
+            transport[8..12].copy_from_slice(&sum.to_le_bytes());
+            let mut bytes = F::header(self, transport.len());
+            bytes.extend(transport);
+            return bytes;
+        }
         let at = if self.protocol == TCP {
             // Sequence and acknowledgment numbers, data offset, flags, window, checksum, urgent pointer.
             transport.extend([0, 0, 0, 1, 0, 0, 0, 2, 5 << 4, self.flags, 0xff, 0xff, 0, 0, 0, 0]);
@@ -171,6 +188,13 @@ pub(super) fn assert_checksums<F: TestFamily>(bytes: &mut [u8]) {
     if !F::IPV6 {
         let header = usize::from(bytes[0] & 0xf) * 4;
         assert_eq!(checksum(&bytes[..header]), 0, "checksum of the IPv4 header");
+    }
+    if transport.protocol == SCTP {
+        let mut packet = bytes[transport.offset..].to_vec();
+        let stored = u32::from_le_bytes([packet[8], packet[9], packet[10], packet[11]]);
+        packet[8..12].fill(0);
+        assert_eq!(stored, crc32c(&packet), "checksum of {transport:?}");
+        return;
     }
     let at = transport.checksum_offset();
     let stored = u16::from_ne_bytes([bytes[at], bytes[at + 1]]);

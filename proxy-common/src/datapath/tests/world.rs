@@ -13,7 +13,7 @@ use crate::{
         AddressBytes, AffinityKey, AffinityValue, Backend, Counter, EGRESS, FlowKey, FlowValue, INGRESS, Member,
         MemberKey, ServiceCounter, ServiceKey, ServiceValue, SlotKey, TICK_SHIFT, Timeouts,
     },
-    packet::{BufferPacket, TCP, UDP},
+    packet::{BufferPacket, SCTP, TCP, UDP},
 };
 
 /// A client.
@@ -38,6 +38,9 @@ pub(super) const TIMEOUTS: Timeouts = Timeouts {
     tcp_closing: 20,
     udp_opening: 30,
     udp_established: 40,
+    sctp_opening: 50,
+    sctp_established: 60,
+    sctp_closing: 70,
 };
 
 /// Flows by key.
@@ -126,7 +129,7 @@ impl<F: TestFamily> World<F> {
         world
     }
 
-    /// Adds a frontend for TCP and UDP; the number of its address is its service id and set.
+    /// Adds a frontend for TCP, UDP and SCTP; the number of its address is its service id and set.
     pub(super) fn serve(&mut self, frontend: Endpoint, endpoints: &[Endpoint]) {
         self.serve_as(u32::try_from(frontend.0).expect("a small number"), frontend, endpoints);
     }
@@ -152,11 +155,11 @@ impl<F: TestFamily> World<F> {
         }
     }
 
-    /// Writes an entry for a frontend, for TCP and UDP.
+    /// Writes an entry for a frontend, for TCP, UDP and SCTP.
     pub(super) fn set_service(&mut self, (address, port): Endpoint, service: ServiceValue) {
         let address = F::address(address);
         self.frontends.insert(address);
-        for protocol in [TCP, UDP] {
+        for protocol in [TCP, UDP, SCTP] {
             self.services.insert(ServiceKey::new(address, port, protocol), service);
         }
     }
