@@ -255,10 +255,11 @@ impl TraceArgs {
             }
             PacketProtocol::Icmp => builder.icmpv6_echo_request(1, 1).write(&mut packet, &[])?,
             PacketProtocol::Sctp => {
-                // The common header: ports, verification tag, checksum (RFC 9260, 3.1).
-                let mut header = [0; 12];
+                // The common header: ports, verification tag, checksum; then the chunk INIT (RFC 9260, 3.1 and 3.3.2).
+                let mut header = [0; 12 + 20];
                 header[..2].copy_from_slice(&source.to_be_bytes());
                 header[2..4].copy_from_slice(&destination.to_be_bytes());
+                (header[12], header[15]) = (1, 20);
                 builder.write(&mut packet, IpNumber::SCTP, &header)?;
             }
         }
