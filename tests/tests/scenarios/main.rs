@@ -8,9 +8,11 @@ mod device;
 mod endpoint;
 mod forwarding;
 mod path_mtu;
+mod outside;
 mod port;
 mod reject;
 mod shape;
+mod silence;
 
 use anyhow::Result;
 use proxy_tests::lab::{Addresses, Lab, Protocol, Service, address};
