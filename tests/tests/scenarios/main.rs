@@ -11,6 +11,7 @@ mod path_mtu;
 mod outside;
 mod port;
 mod reject;
+mod rollout;
 mod shape;
 mod silence;
 
