@@ -9,11 +9,11 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 use proxy_tests::{
-    lab::{Family, Lab, tcp_request},
+    lab::{Family, Lab, Policy, Protocol, Service, tcp_request},
     require_root,
 };
 
-use super::{PORT, serve};
+use super::{PORT, outside, serve};
 
 /// What "at once" means for a refusal; a SYN would be sent again after a second (RFC 6298, 2.1).
 const AT_ONCE: Duration = Duration::from_millis(500);
@@ -89,4 +89,55 @@ fn rule_4_1_a_service_without_endpoints_refuses_at_once() -> Result<()> {
                 .context("with endpoints again")?;
             Ok(())
         })
+}
+
+/// Each request is refused at once.
+fn refused(lab: &Lab, from: &str, targets: &[(Protocol, SocketAddr)]) -> Result<()> {
+    for &(protocol, to) in targets {
+        let within = match (protocol, to) {
+            (Protocol::Tcp, SocketAddr::V6(_)) => SECOND_SYN,
+            _ => AT_ONCE,
+        };
+        let what = format!("{protocol} from {from} to {to}");
+        ensure_refused(&what, within, || match lab.request(from, protocol, to) {
+            Err(error) if error.is_refused() => ErrorKind::ConnectionRefused,
+            _ => ErrorKind::Other,
+        })?;
+    }
+    Ok(())
+}
+
+/// TCP and UDP of both families to a port of the ClusterIPs.
+fn cluster_ips(service: &Service, port: u16) -> Vec<(Protocol, SocketAddr)> {
+    let of_family = |family| Protocol::ALL.map(|protocol| (protocol, service.frontend(family, port)));
+    Family::ALL.into_iter().flat_map(of_family).collect()
+}
+
+/// behaviour.md 4.1: by every kind of frontend, whatever the policies, from pods and from outside.
+#[test]
+fn rule_4_1_without_endpoints_every_frontend_refuses() -> Result<()> {
+    require_root!();
+    for policy in [Policy::Cluster, Policy::Local] {
+        outside::cluster().run(|lab| {
+            let service = outside::expose(lab, "empty", 1, &[])?;
+            let service = service.external_policy(policy).internal_policy(policy);
+            lab.apply(&service)?;
+            let _agents = outside::start_agents(lab)?;
+            refused(lab, "client", &cluster_ips(&service, PORT))?;
+            refused(lab, "client", &outside::frontends(lab, &service))?;
+            refused(lab, "outside", &outside::frontends(lab, &service))
+        })?;
+    }
+    Ok(())
+}
+
+/// behaviour.md 4.6
+#[test]
+fn rule_4_6_a_wrong_port_of_a_cluster_ip_refuses() -> Result<()> {
+    require_root!();
+    outside::cluster().run(|lab| {
+        let service = serve(lab, "web", 1, &["near"])?;
+        let _agents = lab.start_agents()?;
+        refused(lab, "client", &cluster_ips(&service, PORT + 1))
+    })
 }
