@@ -14,6 +14,7 @@ mod reject;
 mod rollout;
 mod shape;
 mod silence;
+mod size;
 
 use anyhow::Result;
 use proxy_tests::lab::{Addresses, Lab, Protocol, Service, address};
