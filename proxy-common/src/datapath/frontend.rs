@@ -5,14 +5,15 @@ use super::{Reason, Tables};
 use crate::layout::{AddressBytes, FlowKey, ServiceKey, ServiceValue, address_flags};
 
 /// [`FlowKey::protocol`] of packets without ports.
-pub(super) const NO_PORTS: u8 = 0;
+pub const NO_PORTS: u8 = 0;
 
 /// Finds the frontend that `key` at ingress is for.
 ///
+/// # Errors
 /// The reason in place of one: [`Reason::NoPort`] for a cluster address (behaviour.md 4.6), [`Reason::Unallocated`] for
 /// what no Service has (4.7), [`Reason::NoFrontend`] for all that is none of ours (3.8, 4.9).
 #[inline(never)]
-pub(super) fn find<A: AddressBytes, T: Tables<A>>(
+pub fn find<A: AddressBytes, T: Tables<A>>(
     tables: &T,
     key: &FlowKey<A>,
     service: &mut ServiceValue,

@@ -23,6 +23,7 @@ mod upkeep;
 mod verdict;
 
 pub use edge::{egress, ingress};
-pub use select::scale;
+pub use frontend::{NO_PORTS, find as find_frontend};
+pub use select::{Choice, decide, scale};
 pub use tables::{Environment, FlowHandle, InsertError, InsertMode, Scratch, Tables};
 pub use verdict::{Outcome, Reason, Verdict};

@@ -13,21 +13,24 @@ pub const fn scale(random: u32, count: u32) -> u32 {
 }
 
 /// What a frontend has for a flow.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Choice {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
     /// [`CLUSTER_LIST`] or [`LOCAL_LIST`]
-    pub(super) list: u32,
+    pub list: u32,
     /// The endpoint set
-    pub(super) set: u32,
+    pub set: u32,
     /// Number of endpoints in it, at least one
-    pub(super) count: u32,
-    /// The client is to be hidden from the backend
-    pub(super) masquerade: bool,
+    pub count: u32,
+    /// The client is to be hidden from the backend, whichever that is
+    pub masquerade: bool,
 }
 
 /// Decides what `service` has for `key` at ingress.
+///
+/// # Errors
+/// Why it has nothing.
 #[inline(never)]
-pub(super) fn decide<A: AddressBytes, T: Tables<A>, E: Environment>(
+pub fn decide<A: AddressBytes, T: Tables<A>, E: Environment>(
     tables: &T,
     environment: &E,
     key: &FlowKey<A>,

@@ -1,6 +1,6 @@
 //! Paths that take only smaller packets than their ends do.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use proxy_tests::{
     lab::{Connection, Family, Lab},
     require_root,
@@ -23,8 +23,8 @@ fn path_mtu_discovery_works_through_a_service() -> Result<()> {
         .run(|lab| {
             let service = serve(lab, "web", 1, &["web"])?;
             let _agents = lab.start_agents()?;
-            lab.namespace("node-b")
-                .ip(&format!("link set {} mtu {NARROW}", lab.pod("web").host_device()))?;
+            let device = lab.pod("web").host_device().context("no device of its own")?;
+            lab.namespace("node-b").ip(&format!("link set {device} mtu {NARROW}"))?;
             for family in Family::ALL {
                 let to = service.frontend(family, PORT);
                 let client = lab.namespace("client");
