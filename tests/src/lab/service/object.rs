@@ -42,9 +42,9 @@ impl Service {
                 ports: Some(self.ports.iter().map(port).collect()),
                 external_ips: (!external.is_empty()).then_some(external),
                 external_traffic_policy: is_external.then(|| policy(self.external_policy)),
-                internal_traffic_policy: Some(policy(self.internal_policy)),
+                internal_traffic_policy: (self.internal_policy == Policy::Local).then(|| policy(Policy::Local)),
                 load_balancer_source_ranges: (!self.source_ranges.is_empty()).then(|| self.source_ranges.clone()),
-                session_affinity: Some(if affinity.is_some() { "ClientIP" } else { "None" }.to_owned()),
+                session_affinity: affinity.is_some().then(|| "ClientIP".to_owned()),
                 session_affinity_config: affinity,
                 ..Default::default()
             }),
@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(spec["ports"][1]["nodePort"], 30_007);
         assert_eq!(spec["ports"][1]["protocol"], "SCTP");
         assert_eq!(spec["externalTrafficPolicy"], "Local");
-        assert_eq!(spec["internalTrafficPolicy"], "Cluster");
+        assert_eq!(spec["sessionAffinity"], "ClientIP");
         assert_eq!(spec["loadBalancerSourceRanges"][0], "192.0.2.0/24");
         assert_eq!(spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"], 5);
         let ingress = &object["status"]["loadBalancer"]["ingress"];
