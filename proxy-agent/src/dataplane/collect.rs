@@ -14,6 +14,7 @@ use proxy_common::{
 use super::{
     address::Address,
     programmer::filter::bit_of,
+    stale::{self, Serving},
     table::{BoxedTable, TableError, Tables},
 };
 
@@ -64,11 +65,31 @@ impl Collector {
         collect(&mut *self.v6, &self.timeouts, now, &mut usage)?;
         Ok(usage)
     }
+
+    /// Removes the UDP flows whose endpoints serve no more. A failure is logged: the flows that stay end by themselves when
+    /// their clients fall silent (behaviour.md 7.2 has no more to offer, either).
+    fn purge(&mut self, serving: &Serving) {
+        let removed = stale::remove(&mut *self.v4, serving)
+            .and_then(|removed| Ok(removed + stale::remove(&mut *self.v6, serving)?));
+        match removed {
+            Ok(0) => {}
+            Ok(removed) => tracing::debug!(removed, "flow entries of endpoints that serve no more removed"),
+            Err(error) => tracing::warn!(%error, "flows to endpoints that serve no more could not be removed"),
+        }
+    }
+}
+
+/// What the thread is asked for.
+enum Request {
+    /// To remove old flows; the time since boot
+    Collect(Duration),
+    /// To remove flows to endpoints that serve no more
+    Purge(Serving),
 }
 
 /// Collects now and then on a thread of its own: a million flows must not hold up a change of endpoints.
 pub(super) struct Collection {
-    requests: Sender<Duration>,
+    requests: Sender<Request>,
     results: Receiver<Result<FlowUsage, TableError>>,
     interval: Duration,
     next: Duration,
@@ -81,9 +102,14 @@ impl Collection {
         let (requests, requested) = channel();
         let (sender, results) = channel();
         std::thread::Builder::new().name("collect".to_owned()).spawn(move || {
-            for now in requested {
-                if sender.send(collector.collect(now)).is_err() {
-                    break;
+            for request in requested {
+                match request {
+                    Request::Collect(now) => {
+                        if sender.send(collector.collect(now)).is_err() {
+                            break;
+                        }
+                    }
+                    Request::Purge(serving) => collector.purge(&serving),
                 }
             }
         })?;
@@ -96,11 +122,17 @@ impl Collection {
         })
     }
 
+    /// Has the UDP flows removed whose endpoints serve no more (behaviour.md 7.3).
+    pub(super) fn purge(&self, serving: Serving) {
+        // The thread ends with this value only.
+        let _sent = self.requests.send(Request::Purge(serving));
+    }
+
     /// Starts a round if it is time for one, and gives the result of the last if it is done and hasn't been given yet.
     pub(super) fn poll(&mut self, now: Duration) -> Option<Result<FlowUsage, TableError>> {
         if now >= self.next && !self.busy {
             self.next = now + self.interval;
-            self.busy = self.requests.send(now).is_ok();
+            self.busy = self.requests.send(Request::Collect(now)).is_ok();
         }
         let result = self.results.try_recv().ok();
         self.busy &= result.is_none();

@@ -21,6 +21,7 @@ mod raw;
 pub mod service_name;
 mod shape;
 pub mod simulation;
+pub mod stale;
 pub mod table;
 mod tcx;
 
@@ -126,11 +127,21 @@ impl Dataplane {
     /// Makes the tables hold exactly this plan: the first thing to do when all there is to serve is known.
     pub fn replace(&mut self, plan: BTreeMap<ObjectName, Vec<Frontend>>, now: Duration) {
         self.programmer.replace(plan, now);
+        self.purge();
     }
 
     /// Makes the tables hold exactly these frontends of the Services named, none for one that is gone.
     pub fn apply(&mut self, changes: BTreeMap<ObjectName, Vec<Frontend>>, now: Duration) {
         self.programmer.apply(changes, now);
+        self.purge();
+    }
+
+    /// Removes the flows to endpoints that serve no more, after new flows go elsewhere (behaviour.md 7.8).
+    fn purge(&mut self) {
+        let changed = self.programmer.take_changed_serving();
+        if !changed.is_empty() {
+            self.collection.purge(changed);
+        }
     }
 
     /// Makes the tables hold what the node is.
@@ -164,6 +175,7 @@ impl Dataplane {
     /// once a second.
     pub fn tick(&mut self, now: Duration) {
         self.programmer.tick(now);
+        self.purge();
         if !self.device_problems.is_empty() {
             self.sync_edges(now);
         }

@@ -67,6 +67,11 @@ impl<'a> Candidates<'a> {
         }
     }
 
+    /// The endpoints that serve, ready or terminating or neither, anywhere (behaviour.md 7.4).
+    pub fn serving(&self) -> Vec<SocketAddr> {
+        self.filter(|endpoint| endpoint.conditions.serving)
+    }
+
     /// Whether an endpoint exists anywhere that a list could hold (behaviour.md 2.9). This is the same as "the Cluster
     /// list isn't empty": the hints never empty it.
     pub fn any(&self) -> bool {

@@ -100,6 +100,9 @@ pub struct Frontend {
     pub local: Option<Vec<SocketAddr>>,
     /// Whether an endpoint exists anywhere (behaviour.md 2.9): decides between reject and drop when a list is empty
     pub has_endpoints: bool,
+    /// Endpoints whose flows may go on: those that serve, whatever else (behaviour.md 7.4), sorted. UDP only: flows of
+    /// others are never cut (7.1)
+    pub serving: Vec<SocketAddr>,
     /// Which of the lists is used for whom
     pub policy: TrafficPolicy,
     /// Whose address the endpoint doesn't see

@@ -5,7 +5,8 @@ use std::{cell::LazyCell, net::IpAddr};
 use ipnet::IpNet;
 
 use super::{
-    Claim, Family, Frontend, Kind, Masquerade, PlanContext, ServicePort, TrafficPolicy, Vip, endpoints::Candidates,
+    Claim, Family, Frontend, Kind, Masquerade, PlanContext, Protocol, ServicePort, TrafficPolicy, Vip,
+    endpoints::Candidates,
 };
 use crate::model::{Node, ObjectName, Port, Service, ServiceView};
 
@@ -38,6 +39,11 @@ pub fn frontends(view: ServiceView<'_>, node: &Node, context: &PlanContext) -> V
                     cluster: (policy != TrafficPolicy::Local).then(|| (*cluster).clone()),
                     local: (policy != TrafficPolicy::Cluster).then(|| (*local).clone()),
                     has_endpoints: candidates.any(),
+                    serving: if port.protocol == Protocol::Udp {
+                        candidates.serving()
+                    } else {
+                        Vec::new()
+                    },
                     policy,
                     masquerade,
                     affinity: service.affinity,

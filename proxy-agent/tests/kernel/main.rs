@@ -59,6 +59,7 @@ fn frontend(service: &str, address: &str, endpoints: &[&str]) -> Frontend {
         ),
         local: None,
         has_endpoints: !endpoints.is_empty(),
+        serving: Vec::new(),
         policy: TrafficPolicy::Cluster,
         masquerade: Masquerade::Never,
         affinity: None,

@@ -38,6 +38,16 @@ pub fn twin_value<A: AddressBytes>(key: &FlowKey<A>, value: &FlowValue<A>) -> Fl
     }
 }
 
+/// The endpoint that a flow is to, by either half and by either half of its masquerade.
+pub fn backend<A: AddressBytes>(key: &FlowKey<A>, value: &FlowValue<A>) -> (A, u16) {
+    let is_reply = value.flags & flow_flags::REPLY != 0;
+    match (is_reply, value.flags & flow_flags::MASQUERADE != 0) {
+        (false, false) => (value.address, value.port),
+        (false, true) => (key.destination, key.destination_port),
+        (true, _) => (key.source, key.source_port),
+    }
+}
+
 /// Whether two values under one key rewrite alike: then they are halves of one flow.
 #[inline(always)]
 pub fn same_rewrite<A: AddressBytes>(one: &FlowValue<A>, other: &FlowValue<A>) -> bool {

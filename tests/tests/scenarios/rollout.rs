@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_tests::{
-    lab::{Builder, Family, FrontendKind, Lab, Load, LoadReport, Policy, Protocol, Service, State},
+    lab::{
+        Builder, Family, FrontendKind, Lab, Load, LoadReport, PATIENCE, Policy, Protocol, Service, State, UdpClient,
+        wait_until,
+    },
     require_root,
 };
 
@@ -140,6 +143,38 @@ fn rule_2_5_zone_hints_choose_among_endpoints() -> Result<()> {
             }
             let answer = lab.request("client", Protocol::Tcp, service.frontend(Family::V6, PORT))?;
             ensure!(answer.backend == backend, "{zone}: {answer:?}");
+        }
+        Ok(())
+    })
+}
+
+/// A client that goes on from the same port must not be sent to a pod that serves no more (behaviour.md 7.3).
+#[test]
+fn rule_7_3_datagrams_leave_an_endpoint_that_serves_no_more() -> Result<()> {
+    require_root!();
+    cluster().run(|lab| {
+        let service = expose(lab, "web", 1, &["old-1", "old-2"])?;
+        lab.apply(&service)?;
+        let _agents = start_agents(lab)?;
+        let mut all = frontends(lab, &service);
+        all.retain(|(protocol, _)| *protocol == Protocol::Udp);
+        for (_, to) in all {
+            let mut socket = lab.namespace("outside").run(|| UdpClient::bind(0, to))?;
+            let first = socket.ask(to)?.backend;
+            ensure!(socket.ask(to)?.backend == first, "{to}: not the same flow");
+            lab.apply(&service.clone().state(&first, State::Terminating))?;
+            lab.settle_everywhere()?;
+            // What still serves keeps its flows (7.4).
+            ensure!(socket.ask(to)?.backend == first, "{to}: {first} still serves");
+            lab.apply(&service.clone().without(&first))?;
+            lab.settle_everywhere()?;
+            // The flows are gone through after the frontends are written (7.8).
+            wait_until(&format!("{to} leaves {first}"), PATIENCE, || {
+                let then = socket.ask(to).map(|answer| answer.backend);
+                then.map_or_else(|error| Some(Err(error)), |then| (then != first).then_some(Ok(())))
+            })??;
+            lab.apply(&service)?;
+            lab.settle_everywhere()?;
         }
         Ok(())
     })

@@ -20,6 +20,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, HashSet},
     fmt::Display,
+    net::SocketAddr,
     time::Duration,
 };
 
@@ -28,11 +29,12 @@ use proxy_common::layout::{Device, ServiceRanges};
 
 use super::{
     collect::FlowUsage,
+    stale::Serving,
     table::{BoxedTable, TableError, Tables},
 };
 use crate::{
     model::{ObjectName, Problem},
-    plan::{Family as AddressFamily, Frontend, NodePlan, ServicePort},
+    plan::{Family as AddressFamily, Frontend, NodePlan, Protocol, ServicePort},
 };
 use {devices::Devices, family::Family, filter::Filter, names::Names};
 
@@ -60,6 +62,10 @@ pub struct Programmer {
     /// What was asked for last
     node: Option<NodePlan>,
     node_problems: Vec<Problem>,
+    /// The endpoints that serve, as last programmed, by id of UDP service ports
+    serving: Serving,
+    /// Those of them that changed
+    changed_serving: Serving,
     /// What went wrong with no Service in particular
     table_problems: Vec<Problem>,
     /// A whole plan has been seen: from now on what nobody wants may be freed
@@ -95,6 +101,8 @@ impl Programmer {
             service_ranges: tables.service_ranges,
             node: None,
             node_problems: Vec::new(),
+            serving: Serving::new(),
+            changed_serving: Serving::new(),
             table_problems: Vec::new(),
             complete: false,
         })
@@ -179,6 +187,12 @@ impl Programmer {
             .collect();
     }
 
+    /// The UDP service ports whose serving endpoints have changed since the last call, now that new flows go elsewhere
+    /// (behaviour.md 7.2, 7.8).
+    pub fn take_changed_serving(&mut self) -> Serving {
+        std::mem::take(&mut self.changed_serving)
+    }
+
     /// Frees ids and filter bits that a scan of the flows found unused.
     pub fn reclaim(&mut self, usage: &FlowUsage) {
         if !self.complete {
@@ -235,6 +249,7 @@ impl Programmer {
             self.v6.retire_idle(now),
             self.keep_sources(work),
         ];
+        self.compare_serving(work);
         self.table_problems = settled
             .into_iter()
             .filter_map(Result::err)
@@ -245,6 +260,7 @@ impl Programmer {
                 let wanted = frontends.iter().any(|frontend| frontend.service_port == port);
                 if !wanted && !self.v4.has_frontends(id) && !self.v6.has_frontends(id) {
                     self.names.retire(id, now);
+                    self.serving.remove(&id);
                 }
             }
         }
@@ -262,6 +278,23 @@ impl Programmer {
             }
         }
         Ok(())
+    }
+
+    /// Notes whose serving endpoints are others now. An agent that has just started knows none from before.
+    fn compare_serving(&mut self, work: &BTreeMap<ObjectName, Vec<Frontend>>) {
+        for (object, frontends) in work.iter().filter(|(object, _)| !self.waiting.contains_key(object)) {
+            for (port, id) in self.names.of_object(object) {
+                if port.protocol != Protocol::Udp {
+                    continue;
+                }
+                let of_port = frontends.iter().filter(|frontend| frontend.service_port == port);
+                let serving: HashSet<SocketAddr> = of_port.flat_map(|frontend| &frontend.serving).copied().collect();
+                if self.serving.get(&id) != Some(&serving) {
+                    self.changed_serving.insert(id, serving.clone());
+                    self.serving.insert(id, serving);
+                }
+            }
+        }
     }
 
     fn serve(&mut self, object: &ObjectName, frontend: &Frontend, now: Duration) -> Result<(), Problem> {

@@ -75,6 +75,7 @@ fn frontend(service: &str, address: &str, cluster: &[&str]) -> Frontend {
         ),
         local: None,
         has_endpoints: !cluster.is_empty(),
+        serving: Vec::new(),
         policy: TrafficPolicy::Cluster,
         masquerade: Masquerade::Never,
         affinity: None,

@@ -1,13 +1,17 @@
 //! What the tables hold of the node itself, of clients that keep their endpoint, and of cluster addresses.
 
-use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU32};
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
+};
 
 use proxy_common::layout::{LOCAL_PODS, MemberKey, ServiceKey, SourceKey, address_flags, filter_bit};
 
 use super::{frontend, plan, programmed, second, start, unused};
 use crate::{
-    dataplane::{memory::Memory, table::Table as _},
-    plan::{Frontend, Kind, LocalSources, NodePlan},
+    dataplane::{memory::Memory, programmer::Programmer, table::Table as _},
+    plan::{Frontend, Kind, LocalSources, NodePlan, Protocol},
 };
 
 fn node(node_ports: &[&str], local: &[&str], pods: &[&str], services: &[&str]) -> NodePlan {
@@ -182,4 +186,35 @@ fn rule_3_10_sources_follow_the_plan() {
     let mut programmer = start(&memory);
     programmer.replace(plan(&[with(&[])]), second(3));
     assert_eq!(memory.v4.sources.entries().expect("readable"), []);
+}
+
+/// behaviour.md 7.2, 7.4, 7.7: what serves is compared with what served; a Service that is gone serves nothing.
+#[test]
+fn rule_7_2_changed_serving_endpoints_are_told_once() {
+    let memory = Memory::default();
+    let with = |serving: &[&str]| {
+        let mut dns = frontend("dns", "10.96.0.10:53", &[]);
+        dns.service_port.protocol = Protocol::Udp;
+        dns.serving = serving.iter().map(|text| text.parse().expect("an endpoint")).collect();
+        dns
+    };
+    let [one, two, _] = super::ENDPOINTS;
+    let serving = |endpoints: &[&str]| {
+        let endpoints = endpoints.iter().map(|text| text.parse().expect("an endpoint"));
+        vec![endpoints.collect::<HashSet<SocketAddr>>()]
+    };
+    let taken = |programmer: &mut Programmer| programmer.take_changed_serving().into_values().collect::<Vec<_>>();
+    let tcp = frontend("web", "10.96.0.1:80", &[one]);
+    let mut programmer = programmed(&memory, &[with(&[one, two]), tcp.clone()]);
+    assert_eq!(taken(&mut programmer), serving(&[one, two]));
+    programmer.apply(plan(&[with(&[two, one])]), second(2));
+    assert_eq!(taken(&mut programmer), vec![]);
+    programmer.apply(plan(&[with(&[two])]), second(3));
+    assert_eq!(taken(&mut programmer), serving(&[two]));
+    programmer.apply(plan(&[with(&[])]), second(4));
+    assert_eq!(taken(&mut programmer), serving(&[]));
+    // A new agent doesn't know what served before it.
+    let mut programmer = start(&memory);
+    programmer.replace(plan(&[tcp]), second(5));
+    assert_eq!(taken(&mut programmer), serving(&[]));
 }

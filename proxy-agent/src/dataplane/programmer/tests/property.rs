@@ -89,6 +89,7 @@ fn services() -> impl Strategy<Value = Plan> {
                 cluster,
                 local,
                 has_endpoints,
+                serving: Vec::new(),
                 policy,
                 masquerade,
                 affinity: None,

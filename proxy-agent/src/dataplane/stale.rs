@@ -1,0 +1,139 @@
+//! Flows to endpoints that serve no more: UDP has no end of its own, and a client that goes on sending would never be given
+//! another endpoint (behaviour.md 7).
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::SocketAddr,
+};
+
+use proxy_common::{
+    datapath::flow,
+    layout::{FlowKey, FlowValue},
+    packet::UDP,
+};
+
+use super::{
+    address::Address,
+    table::{Table, TableError},
+};
+
+/// The endpoints that serve, by id of the service port: flows to others are stale. Ports that aren't in it are left alone.
+pub type Serving = BTreeMap<u32, HashSet<SocketAddr>>;
+
+/// How often the table is gone through: a packet that comes while it is may restore one half from the other.
+const ROUNDS: usize = 3;
+
+/// Removes the stale flows of a table; gives how many entries these were.
+///
+/// # Errors
+/// If the table can't be read or written.
+pub fn remove<A: Address>(
+    flows: &mut dyn Table<FlowKey<A>, FlowValue<A>>,
+    serving: &Serving,
+) -> Result<u64, TableError> {
+    let mut removed = 0;
+    for _ in 0..ROUNDS {
+        let mut stale = Vec::new();
+        flows.scan(&mut |key, value| {
+            if key.protocol == UDP
+                && serving
+                    .get(&value.service)
+                    .is_some_and(|serving| is_stale(&key, &value, serving))
+            {
+                stale.push(key);
+            }
+        })?;
+        if stale.is_empty() {
+            break;
+        }
+        for key in stale {
+            removed += u64::from(flows.remove(&key)?);
+        }
+    }
+    Ok(removed)
+}
+
+fn is_stale<A: Address>(key: &FlowKey<A>, value: &FlowValue<A>, serving: &HashSet<SocketAddr>) -> bool {
+    let (address, port) = flow::backend(key, value);
+    !serving.contains(&SocketAddr::new(address.to_ip(), port))
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_common::layout::{EGRESS, INGRESS, flow_flags};
+
+    use super::*;
+    use crate::dataplane::memory::Memory;
+
+    type End = ([u8; 4], u16);
+
+    const CLIENT: End = ([192, 0, 2, 9], 40_000);
+    const NODE: End = ([192, 0, 2, 1], 40_000);
+    const FRONTEND: End = ([10, 96, 0, 1], 53);
+    const GONE: End = ([10, 244, 1, 7], 53);
+    const THERE: End = ([10, 244, 1, 8], 53);
+
+    /// All entries of a masqueraded flow.
+    fn insert(memory: &Memory, protocol: u8, service: u32, client: End, backend: End) {
+        let mut flows = memory.v4.flows.clone();
+        let forward = FlowKey::new(INGRESS, protocol, client, FRONTEND);
+        let masquerade = FlowKey::new(EGRESS, protocol, client, backend);
+        for (key, address, other_port, flags) in [
+            (forward, backend, client.1, flow_flags::MASQUERADED),
+            (masquerade, (NODE.0, client.1), backend.1, flow_flags::MASQUERADE),
+        ] {
+            let value = FlowValue {
+                address: address.0,
+                port: address.1,
+                other_port,
+                service,
+                flags,
+                ..FlowValue::default()
+            };
+            flows.insert(&key, &value).expect("room");
+            let twin = (flow::twin_key(&key, &value), flow::twin_value(&key, &value));
+            flows.insert(&twin.0, &twin.1).expect("room");
+        }
+    }
+
+    fn removed(memory: &Memory, serving: &Serving) -> u64 {
+        remove(&mut memory.v4.flows.clone(), serving).expect("readable")
+    }
+
+    fn serving(endpoints: &[End]) -> Serving {
+        let endpoints = endpoints.iter().copied().map(SocketAddr::from);
+        Serving::from([(3, endpoints.collect())])
+    }
+
+    /// behaviour.md 7.3, 7.5: by address and port of the endpoint, every entry of the flow.
+    #[test]
+    fn rule_7_3_udp_flows_to_endpoints_that_serve_no_more_go() {
+        let memory = Memory::default();
+        insert(&memory, UDP, 3, CLIENT, GONE);
+        insert(&memory, UDP, 3, (CLIENT.0, 1), THERE);
+        insert(&memory, UDP, 3, (CLIENT.0, 2), (THERE.0, 54));
+        assert_eq!(removed(&memory, &serving(&[THERE])), 8);
+        assert_eq!(memory.v4.flows.entries().expect("readable").len(), 4);
+        assert_eq!(removed(&memory, &serving(&[THERE])), 0);
+    }
+
+    /// behaviour.md 7.1: TCP and SCTP end by themselves.
+    #[test]
+    fn rule_7_1_other_flows_stay() {
+        let memory = Memory::default();
+        for protocol in [6, 132] {
+            insert(&memory, protocol, 3, CLIENT, GONE);
+        }
+        assert_eq!(removed(&memory, &serving(&[])), 0);
+    }
+
+    /// behaviour.md 7.6, 7.7: without endpoints, and without the Service, all go; those of other Services stay.
+    #[test]
+    fn rule_7_6_no_endpoint_means_all_go() {
+        let memory = Memory::default();
+        insert(&memory, UDP, 3, CLIENT, GONE);
+        insert(&memory, UDP, 4, (CLIENT.0, 1), GONE);
+        assert_eq!(removed(&memory, &serving(&[])), 4);
+        assert_eq!(memory.v4.flows.entries().expect("readable").len(), 4);
+    }
+}
