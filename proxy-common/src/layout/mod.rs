@@ -44,7 +44,7 @@ pub trait AddressBytes: Copy + Eq + core::hash::Hash + core::fmt::Debug + Defaul
     /// Mixes the address into 64 bits, for hashing.
     fn fold(&self) -> u64;
 
-    /// Whether the address is `network` under `mask`; never, where the mask is zero.
+    /// Whether the address is `network` under `mask`.
     fn is_in(&self, network: &Self, mask: &Self) -> bool;
 }
 
@@ -63,8 +63,8 @@ impl AddressBytes for [u8; 4] {
 
     #[inline(always)]
     fn is_in(&self, network: &Self, mask: &Self) -> bool {
-        let mask = u32::from_ne_bytes(*mask);
-        mask != 0 && u32::from_ne_bytes(*self) & mask == u32::from_ne_bytes(*network)
+        let [address, network, mask] = [self, network, mask].map(|bytes| u32::from_ne_bytes(*bytes));
+        address & mask == network
     }
 }
 
@@ -82,7 +82,7 @@ impl AddressBytes for [u8; 16] {
     #[inline(always)]
     fn is_in(&self, network: &Self, mask: &Self) -> bool {
         let ([high, low], [mask_high, mask_low]) = (halves(self), halves(mask));
-        mask_high != 0 && [high & mask_high, low & mask_low] == halves(network)
+        [high & mask_high, low & mask_low] == halves(network)
     }
 }
 

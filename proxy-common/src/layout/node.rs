@@ -34,10 +34,11 @@ pub struct ServiceRanges {
 }
 
 impl<A: AddressBytes> Range<A> {
-    /// Whether the address is in one of the ranges.
+    /// Whether the address is in one of the ranges, of which the used ones come first.
     #[inline(always)]
     pub fn any_contains(ranges: &[Self; MAX_SERVICE_RANGES], address: &A) -> bool {
-        ranges.iter().any(|range| address.is_in(&range.network, &range.mask))
+        let mut used = ranges.iter().take_while(|range| range.mask != A::default());
+        used.any(|range| address.is_in(&range.network, &range.mask))
     }
 }
 
