@@ -8,7 +8,7 @@ use comfy_table::Table;
 use serde::Serialize;
 
 use super::{Output, input::InputArgs, listing};
-use crate::plan::{Frontend, Kind, Masquerade, Protocol};
+use crate::plan::{Frontend, Kind, Protocol};
 
 /// Print what this node serves according to manifests: every frontend and its endpoints
 #[derive(Debug, Args)]
@@ -49,7 +49,7 @@ struct Row {
 /// What else holds for a frontend, as the table shows it.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct More {
-    masquerade: &'static str,
+    masquerade: String,
     affinity: String,
     sources: String,
 }
@@ -77,12 +77,7 @@ impl From<Frontend> for Row {
 impl More {
     fn of(frontend: &Frontend) -> Self {
         Self {
-            masquerade: match frontend.masquerade {
-                Masquerade::Never => "-",
-                Masquerade::Outsiders => "all but pods",
-                Masquerade::Always => "all",
-                Masquerade::Host => "this host",
-            },
+            masquerade: frontend.masquerade.to_string(),
             affinity: frontend
                 .affinity
                 .map_or_else(|| "-".to_owned(), |seconds| format!("{seconds} s")),
@@ -127,7 +122,7 @@ fn text(listing: &Listing) -> Table {
             row.more.sources.clone(),
             list(row.cluster.as_deref(), row.has_endpoints),
             list(row.local.as_deref(), row.has_endpoints),
-            row.more.masquerade.to_owned(),
+            row.more.masquerade.clone(),
             row.more.affinity.clone(),
         ]);
     }

@@ -1,10 +1,10 @@
 //! `services`: what the pinned tables serve.
 
-use std::net::SocketAddr;
+use std::{fmt::Display, net::SocketAddr};
 
 use anyhow::Result;
 use clap::Args;
-use comfy_table::Table;
+use comfy_table::{ColumnConstraint, Table};
 use serde::Serialize;
 
 use super::listing::{ListingArgs, or_dash, table};
@@ -19,6 +19,10 @@ pub(super) struct ServicesArgs {
     /// Only the Service of this name (`name` or `namespace/name`)
     #[arg(long, value_name = "SERVICE")]
     service: Option<String>,
+
+    /// In tables: traffic policy, masquerade, session affinity and sources, too
+    #[arg(long)]
+    wide: bool,
 }
 
 #[derive(Serialize)]
@@ -32,7 +36,8 @@ impl ServicesArgs {
         if let Some(wanted) = &self.service {
             services.retain(|row| is_named(wanted, &row.namespace, &row.service));
         }
-        self.listing.print(&Services { services }, text)
+        self.listing
+            .print(&Services { services }, |services| text(services, self.wide))
     }
 }
 
@@ -44,16 +49,25 @@ pub(super) fn is_named(wanted: &str, namespace: &str, service: &str) -> bool {
     }
 }
 
-fn text(services: &Services) -> Table {
-    let mut table = table([
-        "SERVICE",
-        "FRONTEND",
-        "CLUSTER",
-        "LOCAL",
-        "CONNECTIONS",
-        "PACKETS",
-        "BYTES",
-    ]);
+const COLUMNS: [&str; 12] = [
+    "SERVICE",
+    "KIND",
+    "FRONTEND",
+    "CLUSTER",
+    "LOCAL",
+    "POLICY",
+    "MASQUERADED",
+    "AFFINITY",
+    "SOURCES",
+    "CONNECTIONS",
+    "PACKETS",
+    "BYTES",
+];
+/// The columns that only wide tables have.
+const WIDE: std::ops::Range<usize> = 5..9;
+
+fn text(services: &Services, wide: bool) -> Table {
+    let mut table = table(COLUMNS);
     for row in &services.services {
         let address = row.address.map_or_else(
             || format!("*:{}", row.port),
@@ -66,26 +80,35 @@ fn text(services: &Services) -> Table {
         };
         table.add_row([
             service,
+            row.kind.to_string(),
             format!("{address}/{}", or_dash(row.protocol)),
             list(&row.cluster),
             list(&row.local),
+            row.policy.to_string(),
+            row.masquerade.to_string(),
+            row.affinity
+                .map_or_else(|| "-".to_owned(), |seconds| format!("{seconds} s")),
+            list(&row.sources),
             row.connections.to_string(),
             row.packets.to_string(),
             row.bytes.to_string(),
         ]);
     }
+    if !wide {
+        for index in WIDE {
+            if let Some(column) = table.column_mut(index) {
+                column.set_constraint(ColumnConstraint::Hidden);
+            }
+        }
+    }
     table
 }
 
-fn list(endpoints: &[SocketAddr]) -> String {
-    if endpoints.is_empty() {
+fn list<T: Display>(items: &[T]) -> String {
+    if items.is_empty() {
         return "-".to_owned();
     }
-    endpoints
-        .iter()
-        .map(SocketAddr::to_string)
-        .collect::<Vec<_>>()
-        .join("\n")
+    items.iter().map(T::to_string).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

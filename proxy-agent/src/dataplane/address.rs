@@ -65,6 +65,12 @@ pub fn source<A: Address>(service: u32, range: IpNet) -> Option<SourceKey<A>> {
     A::from_ip(range.network()).map(|address| SourceKey::new(service, address, range.prefix_len()))
 }
 
+/// The range that a key of table `sources_*` stands for; `None` for one that [`source`] doesn't make.
+pub fn ip_range<A: Address>(key: &SourceKey<A>) -> Option<IpNet> {
+    let prefix = key.prefix_length.checked_sub(u32::BITS)?;
+    IpNet::new(key.source.address.to_ip(), u8::try_from(prefix).ok()?).ok()
+}
+
 /// A range as table `service_ranges` holds it; `None` for one of the other family.
 pub fn range<A: Address>(range: IpNet) -> Option<Range<A>> {
     Some(Range {

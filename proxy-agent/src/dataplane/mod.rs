@@ -9,6 +9,7 @@ pub mod cleanup;
 mod clsact;
 pub mod collect;
 pub mod edge;
+mod features;
 mod hook;
 pub mod inspect;
 pub mod kernel;

@@ -56,7 +56,7 @@ impl fmt::Display for Kind {
 }
 
 /// Which list a new connection's endpoint is chosen from (behaviour.md 2.2, 2.3, 5.6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub enum TrafficPolicy {
     /// From `cluster`
     Cluster,
@@ -69,7 +69,7 @@ pub enum TrafficPolicy {
 
 /// Which clients' addresses are replaced by one of this node's on the way to the endpoint (behaviour.md 5.3-5.6).
 /// Besides these: always that of an endpoint which reaches itself (5.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub enum Masquerade {
     /// Nobody's
     Never,
@@ -79,6 +79,27 @@ pub enum Masquerade {
     Always,
     /// Those of sources that are addresses of this node, if the source isn't a pod's
     Host,
+}
+
+impl fmt::Display for TrafficPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cluster => "Cluster",
+            Self::Local => "Local",
+            Self::LocalForOutsiders => "Local, but for pods and this host",
+        })
+    }
+}
+
+impl fmt::Display for Masquerade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Never => "-",
+            Self::Outsiders => "all but pods",
+            Self::Always => "all",
+            Self::Host => "this host",
+        })
+    }
 }
 
 /// One address and port that this node serves, and the endpoints it may choose from.

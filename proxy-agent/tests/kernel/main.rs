@@ -98,7 +98,8 @@ fn a_restart_keeps_links_and_tables() {
         tables.v4.slots.entries().expect("slots"),
         tables.v6.services.entries().expect("services"),
     );
-    assert_eq!((before.0.len(), before.1.len()), (2, 1));
+    // The frontend, and the wildcard of its address.
+    assert_eq!((before.0.len(), before.1.len()), (2, 2));
 
     let mut second = sandbox.open().expect("the tables taken over");
     second.set_edges(&look(), dataplane::now());
@@ -167,8 +168,8 @@ fn tables_have_the_sizes_asked_for() {
     let tables = kernel::open(&sandbox.pin()).expect("tables");
     assert_eq!(
         tables.v6.services.entries().expect("readable").len(),
-        1,
-        "the rest is served"
+        2,
+        "the rest is served, and its address's other ports are refused"
     );
 }
 
@@ -358,7 +359,7 @@ fn reading_commands_need_no_agent() {
     );
     assert_eq!(
         status["tables"][0],
-        serde_json::json!({"name": "services_v4", "entries": 1, "max_entries": 65_536})
+        serde_json::json!({"name": "services_v4", "entries": 2, "max_entries": 65_536})
     );
     for command in ["services", "flows", "status"] {
         let output = run(&[command]);

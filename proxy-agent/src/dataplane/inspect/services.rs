@@ -5,16 +5,18 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use proxy_common::layout::{Backend, SlotKey, service_flags};
+use ipnet::IpNet;
+use proxy_common::layout::{AFFINITY_NONE, Backend, SlotKey, service_flags};
 use serde::Serialize;
 
 use super::names;
 use crate::{
     dataplane::{
-        address::Address,
+        address::{self, Address},
+        features,
         table::{FamilyTables, TableError, Tables},
     },
-    plan::{Protocol, ServicePort},
+    plan::{Kind, Masquerade, Protocol, ServicePort, TrafficPolicy},
 };
 
 /// A frontend. The counters are those of its service port, which all its frontends share.
@@ -28,6 +30,8 @@ pub struct ServiceRow {
     pub port_name: String,
     /// Protocol; `None` for one that Services don't have
     pub protocol: Option<Protocol>,
+    /// What kind of address it is
+    pub kind: Kind,
     /// Virtual address; `None` for a nodePort
     pub address: Option<IpAddr>,
     /// Port
@@ -38,6 +42,14 @@ pub struct ServiceRow {
     pub local: Vec<SocketAddr>,
     /// Whether an endpoint exists anywhere (behaviour.md 2.9)
     pub has_endpoints: bool,
+    /// Which of the lists is used for whom
+    pub policy: TrafficPolicy,
+    /// Whose address the endpoint doesn't see
+    pub masquerade: Masquerade,
+    /// How long a client stays with its endpoint, in seconds; `None` without affinity
+    pub affinity: Option<u32>,
+    /// The only sources that are let in; empty lets in all
+    pub sources: Vec<IpNet>,
     /// Flows begun
     pub connections: u64,
     /// Packets rewritten, both directions
@@ -73,7 +85,24 @@ fn family<A: Address>(
             .map(|backend| SocketAddr::new(backend.address.to_ip(), backend.port))
             .collect()
     };
+    let mut sources: HashMap<u32, Vec<IpNet>> = HashMap::new();
+    family.sources.scan(&mut |key, _| {
+        sources
+            .entry(key.source.service)
+            .or_default()
+            .extend(address::ip_range(&key));
+    })?;
     for (key, value) in family.services.entries()? {
+        if value.flags & service_flags::WILDCARD != 0 {
+            continue;
+        }
+        let features = features::decode(value.flags);
+        let mut let_in = sources
+            .get(&value.service)
+            .filter(|_| features.is_restricted)
+            .cloned()
+            .unwrap_or_default();
+        let_in.sort_unstable();
         let name = names.get(&value.service);
         let counted = tables.service_counts.get(&value.service)?.unwrap_or_default();
         rows.push(ServiceRow {
@@ -81,11 +110,16 @@ fn family<A: Address>(
             service: name.map(|name| name.service.clone()).unwrap_or_default(),
             port_name: name.map(|name| name.port_name.clone()).unwrap_or_default(),
             protocol: Protocol::from_number(key.protocol),
+            kind: features.kind,
             address: (key.address != A::default()).then(|| key.address.to_ip()),
             port: key.port,
             cluster: endpoints(value.cluster_set, value.cluster_count),
             local: endpoints(value.local_set, value.local_count),
-            has_endpoints: value.flags & service_flags::HAS_ENDPOINTS != 0,
+            has_endpoints: features.has_endpoints,
+            policy: features.policy,
+            masquerade: features.masquerade,
+            affinity: (value.affinity_timeout != AFFINITY_NONE).then_some(value.affinity_timeout),
+            sources: let_in,
             connections: counted.connections,
             packets: counted.packets,
             bytes: counted.bytes,

@@ -5,15 +5,16 @@ use std::{
     time::Duration,
 };
 
-use proxy_common::layout::{AFFINITY_NONE, Backend, ServiceKey, ServiceValue, frontend_kind, service_flags};
+use proxy_common::layout::{AFFINITY_NONE, Backend, ServiceKey, ServiceValue, service_flags};
 
 use super::{filter::Filter, names::Names, node::Addresses, sets::Sets, sources::Sources};
 use crate::{
     dataplane::{
         address::{self, Address},
+        features,
         table::{BoxedTable, FamilyTables, TableError},
     },
-    plan::{Frontend, Kind, Masquerade, TrafficPolicy},
+    plan::{Frontend, Kind},
 };
 
 struct Installed {
@@ -173,7 +174,7 @@ impl<A: Address> Family<A> {
             key,
             value: ServiceValue {
                 service,
-                flags: flags(frontend),
+                flags: features::encode(frontend),
                 cluster_set,
                 cluster_count,
                 local_set,
@@ -267,8 +268,7 @@ impl<A: Address> Family<A> {
 
     fn count_cluster_address(&mut self, key: &ServiceKey<A>, old: Option<&ServiceValue>, new: Option<&ServiceValue>) {
         let is_cluster_address = |value: Option<&ServiceValue>| {
-            let kind = value.map(|value| value.flags >> service_flags::KIND_SHIFT & frontend_kind::MASK);
-            kind == Some(frontend_kind::CLUSTER_IP)
+            value.is_some_and(|value| features::decode(value.flags).kind == Kind::ClusterIP)
         };
         let (before, after) = (is_cluster_address(old), is_cluster_address(new));
         if before == after {
@@ -281,33 +281,6 @@ impl<A: Address> Family<A> {
         }
         self.unsettled.insert(key.address);
     }
-}
-
-/// What the plan says of a frontend, in bits.
-pub(super) fn flags(frontend: &Frontend) -> u32 {
-    let kind = match frontend.kind {
-        Kind::ClusterIP => frontend_kind::CLUSTER_IP,
-        Kind::ExternalIP => frontend_kind::EXTERNAL_IP,
-        Kind::LoadBalancer => frontend_kind::LOAD_BALANCER,
-        Kind::NodePort => frontend_kind::NODE_PORT,
-    };
-    let policy = match frontend.policy {
-        TrafficPolicy::Cluster => 0,
-        TrafficPolicy::Local => service_flags::LOCAL,
-        TrafficPolicy::LocalForOutsiders => service_flags::LOCAL | service_flags::SHORT_CIRCUIT,
-    };
-    let masquerade = match frontend.masquerade {
-        Masquerade::Never => 0,
-        Masquerade::Outsiders => service_flags::MASQUERADE_OUTSIDERS,
-        Masquerade::Always => service_flags::MASQUERADE,
-        Masquerade::Host => service_flags::MASQUERADE_HOST,
-    };
-    let bit = |set: bool, bit: u32| if set { bit } else { 0 };
-    kind << service_flags::KIND_SHIFT
-        | policy
-        | masquerade
-        | bit(frontend.has_endpoints, service_flags::HAS_ENDPOINTS)
-        | bit(!frontend.sources.is_empty(), service_flags::RESTRICTED)
 }
 
 /// The sets that a service entry names, with their counts.

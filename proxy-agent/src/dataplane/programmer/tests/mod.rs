@@ -123,7 +123,7 @@ fn expected(plan: &Plan) -> Views {
         let address = SocketAddr::new(frontend.address.expect("a virtual address"), frontend.port);
         let view = View {
             service_port: frontend.service_port.clone(),
-            flags: super::family::flags(frontend),
+            flags: crate::dataplane::features::encode(frontend),
             affinity: frontend.affinity.map_or(0, std::num::NonZeroU32::get),
             cluster: frontend.cluster.clone().unwrap_or_default(),
             local: frontend.local.clone().unwrap_or_default(),
