@@ -136,6 +136,7 @@ fn action(skb: *mut __sk_buff, outcome: Outcome) -> i32 {
             log_refused(skb, outcome.reason);
             DROP
         }
+        Verdict::Hold => DROP,
     }
 }
 

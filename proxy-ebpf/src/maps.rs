@@ -9,9 +9,10 @@ use aya_ebpf::{
 use proxy_common::{
     datapath::Scratch,
     layout::{
-        AffinityKey, AffinityValue, Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, MAX_ADDRESSES,
-        MAX_AFFINITIES, MAX_FLOWS, MAX_SERVICES, MAX_SLOTS, MAX_SOURCES, Member, MemberKey, ServiceCounter, ServiceKey,
-        ServiceName, ServiceRanges, ServiceValue, SlotKey, Source,
+        AffinityKey, AffinityValue, Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, FragmentKey,
+        FragmentValue, HeldFragment, HeldKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_FLOWS, MAX_FRAGMENTED, MAX_HELD,
+        MAX_SERVICES, MAX_SLOTS, MAX_SOURCES, Member, MemberKey, ServiceCounter, ServiceKey, ServiceName,
+        ServiceRanges, ServiceValue, SlotKey, Source,
     },
 };
 
@@ -38,6 +39,18 @@ pub static FLOWS_V6: HashMap<FlowKey<[u8; 16]>, FlowValue<[u8; 16]>, { MAX_FLOWS
 pub static SCRATCH_V4: PerCpuArray<Scratch<[u8; 4]>, 1> = PerCpuArray::new();
 #[btf_map(name = "scratch_v6")]
 pub static SCRATCH_V6: PerCpuArray<Scratch<[u8; 16]>, 1> = PerCpuArray::new();
+
+#[btf_map(name = "fragments_v4")]
+pub static FRAGMENTS_V4: LruHashMap<FragmentKey<[u8; 4]>, FragmentValue<[u8; 4]>, { MAX_FRAGMENTED as usize }> =
+    LruHashMap::new();
+#[btf_map(name = "fragments_v6")]
+pub static FRAGMENTS_V6: LruHashMap<FragmentKey<[u8; 16]>, FragmentValue<[u8; 16]>, { MAX_FRAGMENTED as usize }> =
+    LruHashMap::new();
+#[btf_map(name = "held_fragments")]
+pub static HELD_FRAGMENTS: LruHashMap<HeldKey, HeldFragment, { MAX_HELD as usize }> = LruHashMap::new();
+/// Memory of a program while it runs, one for each [`proxy_common::datapath::PacketCopy`]; not pinned.
+#[btf_map(name = "packet_copies")]
+pub static PACKET_COPIES: PerCpuArray<HeldFragment, 2> = PerCpuArray::new();
 
 #[btf_map(name = "affinity_v4")]
 pub static AFFINITY_V4: LruHashMap<AffinityKey<[u8; 4]>, AffinityValue<[u8; 4]>, { MAX_AFFINITIES as usize }> =

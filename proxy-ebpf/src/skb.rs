@@ -1,14 +1,20 @@
 //! A socket buffer as the datapath's packet.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    bindings::{
+        __sk_buff, BPF_CSUM_LEVEL_RESET, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
     helpers::generated::{
-        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
-        bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_clone_redirect, bpf_csum_level, bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room,
+        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
 };
 use core::{arch::asm, marker::PhantomData};
-use proxy_common::packet::{ChecksumChange, MAX_QUOTE, Packet, View, ViewMut, checksum, crc32c};
+use proxy_common::{
+    layout::{HELD_BYTES, HeldFragment, INGRESS},
+    packet::{ChecksumChange, MAX_QUOTE, Packet, View, ViewMut, checksum, crc32c},
+};
 
 use crate::settings;
 
@@ -291,5 +297,58 @@ impl<const LINK: usize> Packet for Skb<LINK> {
             field.store(0, zero(checksum::update(after, change.ports)).to_ne_bytes());
         }
         Some(())
+    }
+
+    #[inline(always)]
+    fn note_difference(&mut self, difference: u16) {
+        // SAFETY: a helper call on the program's own context; it fails harmlessly unless CHECKSUM_COMPLETE.
+        unsafe { bpf_csum_update(self.skb, difference.into()) };
+    }
+
+    #[inline(always)]
+    fn copy_to(&self, copy: &mut HeldFragment) -> Option<()> {
+        let length = self.length();
+        if length == 0 || length as usize > HELD_BYTES {
+            return None;
+        }
+        copy.length = length;
+        // SAFETY: a helper call on the program's own context and as much memory as was checked.
+        let error = unsafe { bpf_skb_load_bytes(self.skb.cast(), LINK as u32, (&raw mut copy.bytes).cast(), length) };
+        (error == 0).then_some(())
+    }
+
+    /// The link-layer header stays: fragments of one packet come from the same neighbour, or as good a one.
+    #[inline(always)]
+    fn resend(&mut self, held: &HeldFragment, direction: u8, claim: impl FnOnce() -> bool) -> Option<()> {
+        self.restore(held)?;
+        if !claim() {
+            return None;
+        }
+        let flags = if direction == INGRESS {
+            u64::from(BPF_F_INGRESS)
+        } else {
+            0
+        };
+        // SAFETY: a helper call on the program's own context.
+        (unsafe { bpf_clone_redirect(self.skb, (*self.skb).ifindex, flags) } == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn restore(&mut self, copy: &HeldFragment) -> Option<()> {
+        let length = copy.length;
+        if length == 0 || length as usize > HELD_BYTES {
+            return None;
+        }
+        // What a device said of one fragment's checksum is not true of another's.
+        // SAFETY: helper calls on the program's own context and as much memory as was checked.
+        let error = unsafe {
+            bpf_csum_level(self.skb, BPF_CSUM_LEVEL_RESET.into());
+            if bpf_skb_change_tail(self.skb, LINK as u32 + length, 0) != 0 {
+                return None;
+            }
+            let (bytes, flags) = ((&raw const copy.bytes).cast(), u64::from(BPF_F_RECOMPUTE_CSUM));
+            bpf_skb_store_bytes(self.skb, LINK as u32, bytes, length, flags)
+        };
+        (error == 0).then_some(())
     }
 }

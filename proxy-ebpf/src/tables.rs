@@ -5,10 +5,10 @@ use aya_ebpf::{
     btf_maps::lpm_trie::Key,
 };
 use proxy_common::{
-    datapath::{FlowHandle, InsertError, InsertMode, Reason, Scratch, Tables},
+    datapath::{FlowHandle, InsertError, InsertMode, PacketCopy, Reason, Scratch, Tables},
     layout::{
-        AffinityKey, AffinityValue, Backend, FlowKey, FlowValue, Member, MemberKey, Range, ServiceKey, ServiceValue,
-        SlotKey, Source, SourceKey, filter_bit,
+        AffinityKey, AffinityValue, Backend, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment, HeldKey,
+        Member, MemberKey, Range, ServiceKey, ServiceValue, SlotKey, Source, SourceKey, filter_bit,
     },
     packet::{Family as _, V4, V6},
 };
@@ -17,6 +17,25 @@ use crate::maps;
 
 /// `EEXIST` (`include/uapi/asm-generic/errno-base.h`)
 const EXISTS: i32 = -17;
+
+/// How the kernel calls the modes of inserting.
+#[inline(always)]
+const fn flags(mode: InsertMode) -> u64 {
+    match mode {
+        InsertMode::New => BPF_NOEXIST as u64,
+        InsertMode::Any => BPF_ANY as u64,
+    }
+}
+
+/// Why the kernel didn't insert.
+#[inline(always)]
+const fn insert_error(error: i32) -> InsertError {
+    if error == EXISTS {
+        InsertError::Exists
+    } else {
+        InsertError::Full
+    }
+}
 
 /// A pointer into the flow table.
 pub struct Flow<A>(*mut FlowValue<A>);
@@ -50,7 +69,7 @@ pub struct Maps<F>(pub F);
 /// Implements the tables over the maps of one family.
 macro_rules! tables {
     ($family:ty, $address:ty, $addresses:ident, $sources:ident, $services:ident, $slots:ident,
-     $affinity:ident, $members:ident, $flows:ident, $scratch:ident) => {
+     $affinity:ident, $members:ident, $flows:ident, $fragments:ident, $scratch:ident) => {
         impl Tables<$address> for Maps<$family> {
             type Flow = Flow<$address>;
 
@@ -137,23 +156,68 @@ macro_rules! tables {
                 value: &FlowValue<$address>,
                 mode: InsertMode,
             ) -> Result<(), InsertError> {
-                let flags = match mode {
-                    InsertMode::New => BPF_NOEXIST,
-                    InsertMode::Any => BPF_ANY,
-                };
-                maps::$flows.insert(key, value, flags.into()).map_err(|error| {
-                    if error == EXISTS {
-                        InsertError::Exists
-                    } else {
-                        InsertError::Full
-                    }
-                })
+                maps::$flows.insert(key, value, flags(mode)).map_err(insert_error)
             }
 
             #[inline(always)]
             fn remove_flow(&self, key: &FlowKey<$address>) {
                 // It may be gone already: another CPU's doing, and no matter.
                 let _ = maps::$flows.remove(key);
+            }
+
+            #[inline(always)]
+            fn fragment(&self, key: &FragmentKey<$address>, value: &mut FragmentValue<$address>) -> bool {
+                let found = maps::$fragments.get_ptr(key);
+                // SAFETY: copied out at once, under RCU.
+                found.inspect(|found| *value = unsafe { **found }).is_some()
+            }
+
+            #[inline(always)]
+            fn insert_fragment(
+                &self,
+                key: &FragmentKey<$address>,
+                value: &FragmentValue<$address>,
+                mode: InsertMode,
+            ) -> Result<(), InsertError> {
+                maps::$fragments
+                    .insert(key, value, flags(mode))
+                    .map_err(insert_error)
+            }
+
+            #[inline(always)]
+            fn remove_fragment(&self, key: &FragmentKey<$address>) {
+                // It may be gone already: another CPU's doing, and no matter.
+                let _ = maps::$fragments.remove(key);
+            }
+
+            #[inline(always)]
+            fn with_held(&self, key: &HeldKey, with: impl FnOnce(&HeldFragment)) {
+                if let Some(held) = maps::HELD_FRAGMENTS.get_ptr(key) {
+                    // SAFETY: the map's memory outlives the program (RCU); any bit pattern is a value. Who reads it knows
+                    // that it may change.
+                    with(unsafe { &*held });
+                }
+            }
+
+            #[inline(always)]
+            fn hold(&self, key: &HeldKey, fragment: &HeldFragment) -> Result<(), InsertError> {
+                maps::HELD_FRAGMENTS
+                    .insert(key, fragment, flags(InsertMode::New))
+                    .map_err(insert_error)
+            }
+
+            #[inline(always)]
+            fn remove_held(&self, key: &HeldKey) -> bool {
+                maps::HELD_FRAGMENTS.remove(key).is_ok()
+            }
+
+            #[inline(always)]
+            fn with_copy(&self, copy: PacketCopy, with: impl FnOnce(&mut HeldFragment) -> bool) -> bool {
+                match maps::PACKET_COPIES.get_ptr_mut(copy as u32) {
+                    // SAFETY: this CPU's own slot, and each use has its own.
+                    Some(memory) => with(unsafe { &mut *memory }),
+                    None => false,
+                }
             }
 
             #[inline(always)]
@@ -230,6 +294,7 @@ tables!(
     AFFINITY_V4,
     MEMBERS_V4,
     FLOWS_V4,
+    FRAGMENTS_V4,
     SCRATCH_V4
 );
 tables!(
@@ -242,5 +307,6 @@ tables!(
     AFFINITY_V6,
     MEMBERS_V6,
     FLOWS_V6,
+    FRAGMENTS_V6,
     SCRATCH_V6
 );

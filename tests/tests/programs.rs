@@ -35,16 +35,16 @@ const BUDGETS: [Budget; 4] = [
 const fn ingress(program: &'static str) -> Budget {
     Budget {
         program,
-        verified: 149_000,
-        translated: 70_000,
+        verified: 210_000,
+        translated: 90_000,
     }
 }
 
 const fn egress(program: &'static str) -> Budget {
     Budget {
         program,
-        verified: 117_000,
-        translated: 46_000,
+        verified: 169_000,
+        translated: 61_000,
     }
 }
 

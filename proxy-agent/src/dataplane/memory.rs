@@ -8,8 +8,9 @@ use std::{
 };
 
 use proxy_common::layout::{
-    AddressBytes, AffinityKey, AffinityValue, Backend, Counter, Device, FlowKey, FlowValue, Member, MemberKey,
-    ServiceCounter, ServiceKey, ServiceName, ServiceRanges, ServiceValue, SlotKey, SourceKey, TableSpec, tables,
+    AddressBytes, AffinityKey, AffinityValue, Backend, Counter, Device, FlowKey, FlowValue, FragmentKey, FragmentValue,
+    HeldFragment, HeldKey, Member, MemberKey, ServiceCounter, ServiceKey, ServiceName, ServiceRanges, ServiceValue,
+    SlotKey, SourceKey, TableSpec, tables,
 };
 
 use super::table::{FamilyTables, Table, TableError, Tables};
@@ -160,6 +161,8 @@ pub struct MemoryFamily<A> {
     pub flows: MemoryTable<FlowKey<A>, FlowValue<A>>,
     /// Which endpoint a client used last
     pub affinity: MemoryTable<AffinityKey<A>, AffinityValue<A>>,
+    /// What becomes of fragments
+    pub fragments: MemoryTable<FragmentKey<A>, FragmentValue<A>>,
     /// Endpoints that affinity may lead to
     pub members: MemoryTable<MemberKey<A>, Member>,
     /// Ranges of clients
@@ -175,6 +178,7 @@ impl<A: AddressBytes + Send> MemoryFamily<A> {
             slots: Box::new(self.slots.clone()),
             flows: Box::new(self.flows.clone()),
             affinity: Box::new(self.affinity.clone()),
+            fragments: Box::new(self.fragments.clone()),
             members: Box::new(self.members.clone()),
             sources: Box::new(MemoryTrie(self.sources.clone())),
             addresses: Box::new(self.addresses.clone()),
@@ -188,6 +192,8 @@ pub struct Memory {
     pub v4: MemoryFamily<[u8; 4]>,
     /// Those of IPv6
     pub v6: MemoryFamily<[u8; 16]>,
+    /// Fragments that wait for the first one of their packet
+    pub held_fragments: MemoryTable<HeldKey, HeldFragment>,
     /// Ranges that cluster addresses are from
     pub service_ranges: MemoryTable<u32, ServiceRanges>,
     /// Names of service ports by id
@@ -225,6 +231,7 @@ impl Memory {
                 slots: MemoryTable::hash(sized(tables::SLOTS_V4), &observer),
                 flows: MemoryTable::hash(sized(tables::FLOWS_V4), &observer),
                 affinity: MemoryTable::hash(sized(tables::AFFINITY_V4), &observer),
+                fragments: MemoryTable::hash(sized(tables::FRAGMENTS_V4), &observer),
                 members: MemoryTable::hash(sized(tables::MEMBERS_V4), &observer),
                 sources: MemoryTable::hash(sized(tables::SOURCES_V4), &observer),
                 addresses: MemoryTable::hash(sized(tables::ADDRESSES_V4), &observer),
@@ -234,10 +241,12 @@ impl Memory {
                 slots: MemoryTable::hash(sized(tables::SLOTS_V6), &observer),
                 flows: MemoryTable::hash(sized(tables::FLOWS_V6), &observer),
                 affinity: MemoryTable::hash(sized(tables::AFFINITY_V6), &observer),
+                fragments: MemoryTable::hash(sized(tables::FRAGMENTS_V6), &observer),
                 members: MemoryTable::hash(sized(tables::MEMBERS_V6), &observer),
                 sources: MemoryTable::hash(sized(tables::SOURCES_V6), &observer),
                 addresses: MemoryTable::hash(sized(tables::ADDRESSES_V6), &observer),
             },
+            held_fragments: MemoryTable::hash(sized(tables::HELD_FRAGMENTS), &observer),
             service_ranges: MemoryTable::array(sized(tables::SERVICE_RANGES), &observer),
             service_names: MemoryTable::hash(sized(tables::SERVICE_NAMES), &observer),
             devices: MemoryTable::hash(sized(tables::DEVICES), &observer),
@@ -259,6 +268,7 @@ impl Memory {
         Tables {
             v4: self.v4.tables(),
             v6: self.v6.tables(),
+            held_fragments: Box::new(self.held_fragments.clone()),
             service_ranges: Box::new(self.service_ranges.clone()),
             service_names: Box::new(self.service_names.clone()),
             devices: Box::new(self.devices.clone()),

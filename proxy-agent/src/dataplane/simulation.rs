@@ -10,10 +10,11 @@ use std::{
 };
 
 use proxy_common::{
-    datapath::{self, Environment, FlowHandle, InsertError, InsertMode, Outcome, Reason, Scratch},
+    datapath::{self, Environment, FlowHandle, InsertError, InsertMode, Outcome, PacketCopy, Reason, Scratch},
     layout::{
-        AddressBytes, AffinityKey, AffinityValue, Backend, Counter, FlowKey, FlowValue, Member, MemberKey, Range,
-        ServiceCounter, ServiceKey, ServiceValue, SlotKey, SourceKey, Timeouts, filter_bit,
+        AddressBytes, AffinityKey, AffinityValue, Backend, Counter, FlowKey, FlowValue, FragmentKey, FragmentValue,
+        HeldFragment, HeldKey, Member, MemberKey, Range, ServiceCounter, ServiceKey, ServiceValue, SlotKey, SourceKey,
+        Timeouts, filter_bit,
     },
     packet::{BufferPacket, Family},
 };
@@ -26,6 +27,11 @@ type Changes<A> = Rc<RefCell<HashMap<FlowKey<A>, Option<FlowValue<A>>>>>;
 /// Endpoints that clients used last, as packets changed them.
 type Affinities<A> = HashMap<AffinityKey<A>, AffinityValue<A>>;
 
+/// What becomes of fragments; `None` is what was removed.
+pub type Fragments<A> = HashMap<FragmentKey<A>, Option<FragmentValue<A>>>;
+/// Fragments that wait; `None` is one that was removed.
+pub type HeldFragments = HashMap<HeldKey, Option<Box<HeldFragment>>>;
+
 /// Flows by key.
 pub type Flows<A> = BTreeMap<FlowKey<A>, FlowValue<A>>;
 
@@ -35,6 +41,9 @@ pub struct Simulation<'a, F: Family> {
     tables: &'a Tables,
     changes: Changes<F::Address>,
     affinities: RefCell<Affinities<F::Address>>,
+    fragments: RefCell<Fragments<F::Address>>,
+    held: RefCell<HeldFragments>,
+    resent: RefCell<Vec<Vec<u8>>>,
     reasons: RefCell<BTreeMap<Reason, Counter>>,
     services: RefCell<BTreeMap<u32, ServiceCounter>>,
     answers_full: Cell<u64>,
@@ -94,6 +103,9 @@ impl<'a, F: Family> Simulation<'a, F> {
             tables,
             changes: Rc::default(),
             affinities: RefCell::default(),
+            fragments: RefCell::default(),
+            held: RefCell::default(),
+            resent: RefCell::default(),
             reasons: RefCell::default(),
             services: RefCell::default(),
             answers_full: Cell::default(),
@@ -107,7 +119,8 @@ impl<'a, F: Family> Simulation<'a, F> {
     /// # Errors
     /// If a table could not be read.
     pub fn run(&self, hook: Hook, packet: &mut [u8], surroundings: &Surroundings<'_>) -> Result<Outcome, TableError> {
-        let mut packet = BufferPacket::new(packet);
+        let mut resent = |bytes: &[u8]| self.resent.borrow_mut().push(bytes.to_vec());
+        let mut packet = BufferPacket::with_resent(packet, &mut resent);
         let outcome = match hook {
             Hook::Ingress => datapath::ingress::<F, _, _, _>(&mut packet, self, surroundings),
             Hook::Egress => datapath::egress::<F, _, _, _>(&mut packet, self, surroundings),
@@ -119,6 +132,21 @@ impl<'a, F: Family> Simulation<'a, F> {
     /// What the last packet was answered with if it was rejected, from the network header on.
     pub fn answer(&self) -> Option<Vec<u8>> {
         self.answer.borrow().clone()
+    }
+
+    /// Held fragments that the last packets sent to their hook again, from the network header on. They are to be run next.
+    pub fn take_resent(&self) -> Vec<Vec<u8>> {
+        self.resent.take()
+    }
+
+    /// What packets changed of what becomes of fragments; `None` is what was removed.
+    pub fn fragments(&self) -> Fragments<F::Address> {
+        self.fragments.borrow().clone()
+    }
+
+    /// What packets changed of the fragments that wait; `None` is what was removed.
+    pub fn held_fragments(&self) -> HeldFragments {
+        self.held.borrow().clone()
     }
 
     /// Every flow there is now: those of the tables, and what packets changed.
@@ -155,6 +183,12 @@ impl<'a, F: Family> Simulation<'a, F> {
             self.error.borrow_mut().get_or_insert(error);
             None
         })
+    }
+
+    /// A held fragment.
+    fn held(&self, key: HeldKey) -> Option<Box<HeldFragment>> {
+        let changed = self.held.borrow().get(&key).cloned();
+        changed.unwrap_or_else(|| self.get(&self.tables.held_fragments, &key).map(Box::new))
     }
 
     /// Whether the flow table has no room for another entry.
@@ -282,6 +316,53 @@ impl<F: Family> datapath::Tables<F::Address> for Simulation<'_, F> {
 
     fn remove_flow(&self, key: &FlowKey<F::Address>) {
         self.changes.borrow_mut().insert(*key, None);
+    }
+
+    fn fragment(&self, key: &FragmentKey<F::Address>, value: &mut FragmentValue<F::Address>) -> bool {
+        let changed = self.fragments.borrow().get(key).copied();
+        let found = changed.unwrap_or_else(|| self.get(&self.family.fragments, key));
+        found.inspect(|found| *value = *found).is_some()
+    }
+
+    fn insert_fragment(
+        &self,
+        key: &FragmentKey<F::Address>,
+        value: &FragmentValue<F::Address>,
+        mode: InsertMode,
+    ) -> Result<(), InsertError> {
+        if mode == InsertMode::New && self.fragment(key, &mut FragmentValue::default()) {
+            return Err(InsertError::Exists);
+        }
+        self.fragments.borrow_mut().insert(*key, Some(*value));
+        Ok(())
+    }
+
+    fn remove_fragment(&self, key: &FragmentKey<F::Address>) {
+        self.fragments.borrow_mut().insert(*key, None);
+    }
+
+    fn with_held(&self, key: &HeldKey, with: impl FnOnce(&HeldFragment)) {
+        if let Some(held) = self.held(*key) {
+            with(&held);
+        }
+    }
+
+    fn hold(&self, key: &HeldKey, fragment: &HeldFragment) -> Result<(), InsertError> {
+        if self.held(*key).is_some() {
+            return Err(InsertError::Exists);
+        }
+        self.held.borrow_mut().insert(*key, Some(Box::new(*fragment)));
+        Ok(())
+    }
+
+    fn remove_held(&self, key: &HeldKey) -> bool {
+        let present = self.held(*key).is_some();
+        self.held.borrow_mut().insert(*key, None);
+        present
+    }
+
+    fn with_copy(&self, _copy: PacketCopy, with: impl FnOnce(&mut HeldFragment) -> bool) -> bool {
+        with(&mut HeldFragment::default())
     }
 
     fn with_scratch(&self, with: impl FnOnce(&mut Scratch<F::Address>) -> Reason) -> Reason {

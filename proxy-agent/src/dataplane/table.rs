@@ -4,8 +4,9 @@
 use std::io;
 
 use proxy_common::layout::{
-    AffinityKey, AffinityValue, Backend, Counter, Device, FlowKey, FlowValue, Member, MemberKey, ServiceCounter,
-    ServiceKey, ServiceName, ServiceRanges, ServiceValue, SlotKey, SourceKey,
+    AffinityKey, AffinityValue, Backend, Counter, Device, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment,
+    HeldKey, Member, MemberKey, ServiceCounter, ServiceKey, ServiceName, ServiceRanges, ServiceValue, SlotKey,
+    SourceKey,
 };
 
 /// Why a table could not be read or written.
@@ -67,6 +68,8 @@ pub struct FamilyTables<A> {
     pub flows: BoxedTable<FlowKey<A>, FlowValue<A>>,
     /// Which endpoint a client used last
     pub affinity: BoxedTable<AffinityKey<A>, AffinityValue<A>>,
+    /// What becomes of fragments
+    pub fragments: BoxedTable<FragmentKey<A>, FragmentValue<A>>,
     /// Endpoints that affinity may lead to
     pub members: BoxedTable<MemberKey<A>, Member>,
     /// Ranges of clients; `get` gives the value of the longest range that holds the key's
@@ -81,6 +84,8 @@ pub struct Tables {
     pub v4: FamilyTables<[u8; 4]>,
     /// Those of IPv6
     pub v6: FamilyTables<[u8; 16]>,
+    /// Fragments that wait for the first one of their packet
+    pub held_fragments: BoxedTable<HeldKey, HeldFragment>,
     /// Ranges that cluster addresses are from
     pub service_ranges: BoxedTable<u32, ServiceRanges>,
     /// Names of service ports by id

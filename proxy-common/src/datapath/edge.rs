@@ -4,7 +4,7 @@
 
 use super::{
     Environment, FlowHandle as _, Outcome, Reason, Scratch, Tables, Verdict, direct::direct, first::first_packet,
-    frontend, icmp_error::icmp_error, own, reject::reject, translate::translate, upkeep,
+    fragment, frontend, icmp_error::icmp_error, own, reject::reject, translate::translate, upkeep,
 };
 use crate::{
     layout::{AddressBytes, EGRESS, FlowKey, FlowValue, INGRESS, ServiceValue, flow_flags},
@@ -58,8 +58,10 @@ fn enter<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
             Reason::Unrelated
         };
     }
-    let transport = match F::transport(packet) {
-        Ok(transport) => transport,
+    let whole = match F::transport(packet) {
+        Ok(transport) => Some((transport.key(INGRESS, addresses), transport)),
+        // Its ports, if it has them, are looked for where there is time.
+        Err(Skip::Fragment) => None,
         Err(Skip::OtherProtocol) => {
             if let Some(reason) = icmp_error::<F, P, T>(packet, tables, INGRESS) {
                 return reason;
@@ -72,22 +74,24 @@ fn enter<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
         }
         Err(skip) => return skip.into(),
     };
-    let key = transport.key(INGRESS, addresses);
-    if !frontend {
-        return direct(tables, &key, transport.tcp_flags);
+    if let Some((key, transport)) = &whole {
+        if !frontend {
+            return direct(tables, key, transport.tcp_flags);
+        }
+        let found = established::<F, P, T, E>(packet, tables, environment, transport, key, Side::Destination);
+        if let Found::Rewritten(reason) = found {
+            return reason;
+        }
     }
-    match established::<F, P, T, E>(packet, tables, environment, &transport, &key, Side::Destination) {
-        Found::Rewritten(reason) => reason,
-        Found::Due | Found::Nothing => tables.with_scratch(|scratch| {
-            (scratch.key, scratch.transport) = (key, transport);
-            ingress_slow::<F, P, T, E>(packet, tables, environment, scratch)
-        }),
-    }
+    tables.with_scratch(|scratch| {
+        scratch.set_packet(whole);
+        ingress_slow::<F, P, T, E>(packet, tables, environment, scratch)
+    })
 }
 
 /// A packet without ports to what may be a frontend: a cluster address refuses it (behaviour.md 4.6).
 #[inline(never)]
-fn without_ports<A: AddressBytes, T: Tables<A>>(tables: &T, key: &FlowKey<A>) -> Reason {
+pub(super) fn without_ports<A: AddressBytes, T: Tables<A>>(tables: &T, key: &FlowKey<A>) -> Reason {
     match frontend::find(tables, key, &mut ServiceValue::default()) {
         Err(reason @ (Reason::NoPort | Reason::Unallocated)) => reason,
         _ => Reason::OtherProtocol,
@@ -125,22 +129,24 @@ fn leave<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
             Reason::Unrelated
         };
     }
-    let transport = match F::transport(packet) {
-        Ok(transport) => transport,
+    let whole = match F::transport(packet) {
+        Ok(transport) => Some((transport.key(EGRESS, addresses), transport)),
+        Err(Skip::Fragment) => None,
         Err(Skip::OtherProtocol) => {
             return icmp_error::<F, P, T>(packet, tables, EGRESS).unwrap_or(Reason::OtherProtocol);
         }
         Err(skip) => return skip.into(),
     };
-    let key = transport.key(EGRESS, addresses);
-    match established::<F, P, T, E>(packet, tables, environment, &transport, &key, Side::Source) {
-        Found::Rewritten(reason) => return reason,
-        Found::Due => {}
-        Found::Nothing if own::may_collide(&transport) && own::collides(tables, environment, &key) => {}
-        Found::Nothing => return Reason::Unrelated,
+    if let Some((key, transport)) = &whole {
+        match established::<F, P, T, E>(packet, tables, environment, transport, key, Side::Source) {
+            Found::Rewritten(reason) => return reason,
+            Found::Due => {}
+            Found::Nothing if own::may_collide(transport) && own::collides(tables, environment, key) => {}
+            Found::Nothing => return Reason::Unrelated,
+        }
     }
     tables.with_scratch(|scratch| {
-        (scratch.key, scratch.transport) = (key, transport);
+        scratch.set_packet(whole);
         egress_slow::<F, P, T, E>(packet, tables, environment, scratch)
     })
 }
@@ -182,7 +188,7 @@ fn established<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     ))
 }
 
-/// Ingress of a packet whose flow is new, or due for upkeep.
+/// Ingress of a packet whose flow is new, or due for upkeep; or of a fragment.
 #[inline(never)]
 fn ingress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &mut P,
@@ -190,26 +196,32 @@ fn ingress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     environment: &E,
     scratch: &mut Scratch<F::Address>,
 ) -> Reason {
+    if scratch.is_fragment != 0 {
+        match fragment::arrive::<F, P, T, E>(packet, tables, environment, scratch, INGRESS) {
+            Ok(true) => {}
+            Ok(false) => return fragment::depart::<F, P, T, E>(packet, tables, environment, scratch),
+            Err(reason) => return reason,
+        }
+    }
     let reason = match upkeep::keep::<F, T, E>(tables, environment, scratch) {
         Ok(true) => Reason::Established,
         Ok(false) => match first_packet::<F, T, E>(tables, environment, scratch) {
             Ok(()) => Reason::NewFlow,
             // An address of the node may be a backend's: of a process in the host's network.
             Err(Reason::NoFrontend) if tables.may_be_backend(&scratch.key.destination) => {
-                return match direct(tables, &scratch.key, scratch.transport.tcp_flags) {
+                match direct(tables, &scratch.key, scratch.transport.tcp_flags) {
                     Reason::FlowRetired => Reason::FlowRetired,
                     _ => Reason::NoFrontend,
-                };
+                }
             }
-            Err(reason) => return reason,
+            Err(reason) => reason,
         },
-        Err(reason) => return reason,
+        Err(reason) => reason,
     };
-    let Scratch { transport, value, .. } = scratch;
-    rewrite::<F, P, T>(packet, tables, transport, Side::Destination, value, reason)
+    finish::<F, P, T, E>(packet, tables, environment, scratch, Side::Destination, reason)
 }
 
-/// Egress of a packet whose flow is due for upkeep.
+/// Egress of a packet whose flow is due for upkeep; or of a fragment.
 #[inline(never)]
 fn egress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &mut P,
@@ -217,13 +229,45 @@ fn egress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     environment: &E,
     scratch: &mut Scratch<F::Address>,
 ) -> Reason {
-    match upkeep::keep::<F, T, E>(tables, environment, scratch) {
-        Ok(true) => {}
-        Ok(false) => return Reason::Unrelated,
-        Err(reason) => return reason,
+    if scratch.is_fragment != 0 {
+        match fragment::arrive::<F, P, T, E>(packet, tables, environment, scratch, EGRESS) {
+            Ok(true) => {}
+            Ok(false) => return fragment::depart::<F, P, T, E>(packet, tables, environment, scratch),
+            Err(reason) => return reason,
+        }
+        if own::may_collide(&scratch.transport) && tables.flow(&scratch.key).is_none() {
+            // Then there is a flow.
+            let _ = own::collides(tables, environment, &scratch.key);
+        }
     }
-    let Scratch { transport, value, .. } = scratch;
-    rewrite::<F, P, T>(packet, tables, transport, Side::Source, value, Reason::Established)
+    let reason = match upkeep::keep::<F, T, E>(tables, environment, scratch) {
+        Ok(true) => Reason::Established,
+        Ok(false) => Reason::Unrelated,
+        Err(reason) => reason,
+    };
+    finish::<F, P, T, E>(packet, tables, environment, scratch, Side::Source, reason)
+}
+
+/// The end of the slow path: rewrites the packet if `reason` says so; a fragment is what others wait for.
+#[inline(always)]
+fn finish<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+    packet: &mut P,
+    tables: &T,
+    environment: &E,
+    scratch: &mut Scratch<F::Address>,
+    side: Side,
+    reason: Reason,
+) -> Reason {
+    let reason = if reason.verdict() == Verdict::Rewrite {
+        rewrite::<F, P, T>(packet, tables, &scratch.transport, side, &scratch.value, reason)
+    } else {
+        reason
+    };
+    if scratch.is_fragment == 0 {
+        return reason;
+    }
+    scratch.reason = reason;
+    fragment::depart::<F, P, T, E>(packet, tables, environment, scratch)
 }
 
 /// Rewrites a packet and counts it for its service port.

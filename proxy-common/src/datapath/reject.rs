@@ -37,8 +37,8 @@ pub(super) fn reject<F: Family, P: Packet, T: Tables<F::Address>, E: Environment
 /// The addresses of a packet that may be answered with an ICMP error (RFC 1122, 3.2.2; RFC 4443, 2.4 e).
 #[inline(always)]
 fn answerable<F: Family, P: Packet>(packet: &P) -> Option<Addresses<F::Address>> {
-    let headers = F::transport(packet);
-    if matches!(headers, Err(Skip::Fragment | Skip::Malformed)) || F::icmp_error(packet).is_some() {
+    // Of fragments only a first one is rejected, and it may be answered.
+    if F::transport(packet) == Err(Skip::Malformed) || F::icmp_error(packet).is_some() {
         return None;
     }
     let addresses = F::addresses(packet)?;

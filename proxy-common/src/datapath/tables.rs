@@ -2,8 +2,8 @@
 
 use super::Reason;
 use crate::layout::{
-    AddressBytes, AffinityKey, AffinityValue, Backend, FlowKey, FlowValue, INGRESS, Member, MemberKey, ServiceKey,
-    ServiceValue, SlotKey, TICK_SHIFT, Timeouts,
+    AddressBytes, AffinityKey, AffinityValue, Backend, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment,
+    HeldKey, INGRESS, Member, MemberKey, ServiceKey, ServiceValue, SlotKey, TICK_SHIFT, Timeouts,
 };
 use crate::packet::Transport;
 
@@ -23,6 +23,17 @@ pub enum InsertError {
     Exists,
     /// The table is full, or the kernel has no memory for the entry
     Full,
+}
+
+/// What a packet is copied for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum PacketCopy {
+    /// To be held
+    Hold = 0,
+    /// To be restored when held ones have been sent on. That can't share memory with the other: those may meet their hook, and
+    /// be held there, before this ends
+    Restore = 1,
 }
 
 /// An entry of the flow table, shared with other CPUs: reads may be a moment old, writes race harmlessly.
@@ -50,6 +61,14 @@ pub struct Scratch<A> {
     pub twin: FlowValue<A>,
     /// The packet's transport header
     pub transport: Transport,
+    /// 1 for a fragment, whose headers are not read yet, else 0
+    pub is_fragment: u32,
+    /// Of a first fragment: why it goes on, or not
+    pub reason: Reason,
+    /// Of a fragment: its packet's key
+    pub fragment_key: FragmentKey<A>,
+    /// Of a fragment: what becomes of its packet
+    pub fragment: FragmentValue<A>,
 }
 
 impl<A: AddressBytes> Scratch<A> {
@@ -62,6 +81,19 @@ impl<A: AddressBytes> Scratch<A> {
             twin_key: key,
             twin: FlowValue::default(),
             transport: Transport::default(),
+            is_fragment: 0,
+            reason: Reason::Unrelated,
+            fragment_key: FragmentKey::new(INGRESS, 0, A::default(), A::default(), 0),
+            fragment: FragmentValue::default(),
+        }
+    }
+
+    /// Begins with a packet: its key and transport header; none of a fragment, which may have none.
+    #[inline(always)]
+    pub(super) fn set_packet(&mut self, whole: Option<(FlowKey<A>, Transport)>) {
+        self.is_fragment = whole.is_none().into();
+        if let Some((key, transport)) = whole {
+            (self.key, self.transport) = (key, transport);
         }
     }
 }
@@ -105,6 +137,25 @@ pub trait Tables<A: AddressBytes> {
     fn remove_flow(&self, key: &FlowKey<A>);
     /// Lends memory, with whatever was left in it. Must not be nested.
     fn with_scratch(&self, with: impl FnOnce(&mut Scratch<A>) -> Reason) -> Reason;
+    /// Looks up what becomes of a packet's fragments.
+    fn fragment(&self, key: &FragmentKey<A>, value: &mut FragmentValue<A>) -> bool;
+    /// Sets what becomes of a packet's fragments.
+    fn insert_fragment(
+        &self,
+        key: &FragmentKey<A>,
+        value: &FragmentValue<A>,
+        mode: InsertMode,
+    ) -> Result<(), InsertError>;
+    /// Forgets a packet's fragments.
+    fn remove_fragment(&self, key: &FragmentKey<A>);
+    /// Shows a held fragment, if it is there. Another CPU may remove it, or write another over it, meanwhile.
+    fn with_held(&self, key: &HeldKey, with: impl FnOnce(&HeldFragment));
+    /// Holds a fragment, if its place is free.
+    fn hold(&self, key: &HeldKey, fragment: &HeldFragment) -> Result<(), InsertError>;
+    /// Removes a held fragment; whether this call did.
+    fn remove_held(&self, key: &HeldKey) -> bool;
+    /// Lends memory for a copy of a packet, for one of two uses at a time.
+    fn with_copy(&self, copy: PacketCopy, with: impl FnOnce(&mut HeldFragment) -> bool) -> bool;
     /// The masquerade address of a device, by interface index.
     fn masquerade_address(&self, device: u32) -> Option<A>;
     /// Bits of [`crate::layout::device_flags`] of a device, by interface index.

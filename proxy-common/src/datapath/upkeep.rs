@@ -70,6 +70,7 @@ fn keep_twin<A: AddressBytes, T: Tables<A>, E: Environment>(
         twin_key,
         twin: expected,
         transport,
+        ..
     } = scratch;
     let reopened = opens_connection(transport.tcp_flags);
     let Some(twin) = tables.flow(twin_key) else {

@@ -13,6 +13,8 @@ pub enum Verdict {
     Reject,
     /// Dropped silently
     Drop,
+    /// Taken away and kept, to be sent on later
+    Hold,
 }
 
 /// A verdict and its reason.
@@ -66,7 +68,7 @@ reasons! {
     NewFlow = 2, Rewrite, "new flow to a chosen endpoint";
     /// Truncated, or headers that cannot be
     Malformed = 3, Continue, "malformed packet, passed untouched";
-    /// A fragment
+    /// A fragment that is not translated, as the first one of its packet was not
     Fragment = 4, Continue, "fragment, passed untouched";
     /// ICMP and others
     OtherProtocol = 5, Continue, "neither TCP, UDP nor SCTP, passed untouched";
@@ -100,6 +102,16 @@ reasons! {
     AnswerLimited = 19, Drop, "refused, with no answer since there are too many";
     /// RFC 1122, 3.2.2
     Unanswerable = 20, Drop, "refused, with no answer since none may be given to such a packet";
+    /// As the first fragment of its packet
+    FragmentRewritten = 21, Rewrite, "fragment of a rewritten packet, rewritten";
+    /// Fragments come in any order, but only the first one has ports
+    FragmentHeld = 22, Hold, "fragment, held until the first one of its packet comes";
+    /// Counted beside the packet's own reason when its held fragments are sent on
+    FragmentReleased = 23, Continue, "held fragment, sent on behind the first one of its packet";
+    /// As the first fragment of its packet
+    FragmentRefused = 24, Drop, "fragment of a refused packet";
+    /// Its place in the table is taken, or it is larger than that
+    FragmentNotHeld = 25, Drop, "fragment that came before the first one of its packet, and no room to hold it";
 }
 
 impl From<Reason> for Outcome {

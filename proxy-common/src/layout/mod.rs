@@ -11,6 +11,7 @@ mod counter;
 mod device;
 mod filter;
 mod flow;
+mod fragment;
 mod node;
 mod service;
 mod settings;
@@ -22,6 +23,7 @@ pub use counter::{Counter, ServiceCounter};
 pub use device::{Device, device_flags, role};
 pub use filter::{FILTER_WORDS, filter_bit};
 pub use flow::{EGRESS, FlowKey, FlowValue, INGRESS, flow_flags, history};
+pub use fragment::{FragmentKey, FragmentValue, HELD_BYTES, HeldFragment, HeldKey, fate};
 pub use node::{MAX_SERVICE_RANGES, Range, ServiceRanges, address_flags};
 pub use service::{AFFINITY_NONE, ServiceKey, ServiceName, ServiceValue, frontend_kind, service_flags};
 pub use settings::{Settings, TICK_SHIFT, Timeouts};
@@ -29,7 +31,7 @@ pub use slot::{Backend, SlotKey};
 pub use source::{LOCAL_PODS, Source, SourceKey};
 
 /// Version of all layouts together; part of the pin directory's name.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 mod private {
     /// Keeps [`super::Plain`] and [`super::AddressBytes`] to the types of this room.
@@ -174,15 +176,20 @@ pub const MAX_FLOWS: u32 = 524_288;
 pub const MAX_AFFINITIES: u32 = 65_536;
 /// Default number of source ranges of one family.
 pub const MAX_SOURCES: u32 = 65_536;
+/// Default number of packets of one family whose fragments are known.
+pub const MAX_FRAGMENTED: u32 = 16_384;
+/// Default number of fragments that wait for the first one of their packet: 9 MiB.
+pub const MAX_HELD: u32 = 1024;
 /// Default number of addresses of one family that a node has.
 pub const MAX_ADDRESSES: u32 = 4096;
 
 /// All tables, by name.
 pub mod tables {
     use super::{
-        AffinityKey, AffinityValue, Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, MAX_ADDRESSES,
-        MAX_AFFINITIES, MAX_FLOWS, MAX_SERVICES, MAX_SLOTS, MAX_SOURCES, Member, MemberKey, ServiceCounter, ServiceKey,
-        ServiceName, ServiceRanges, ServiceValue, SlotKey, SourceKey, TableKind, TableSpec, table,
+        AffinityKey, AffinityValue, Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, FragmentKey,
+        FragmentValue, HeldFragment, HeldKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_FLOWS, MAX_FRAGMENTED, MAX_HELD,
+        MAX_SERVICES, MAX_SLOTS, MAX_SOURCES, Member, MemberKey, ServiceCounter, ServiceKey, ServiceName,
+        ServiceRanges, ServiceValue, SlotKey, SourceKey, TableKind, TableSpec, table,
     };
 
     /// IPv4 frontends
@@ -207,6 +214,15 @@ pub mod tables {
     /// Which endpoint an IPv6 client used last
     pub const AFFINITY_V6: TableSpec =
         table::<AffinityKey<[u8; 16]>, AffinityValue<[u8; 16]>>("affinity_v6", TableKind::LruHash, MAX_AFFINITIES);
+    /// What becomes of IPv4 fragments
+    pub const FRAGMENTS_V4: TableSpec =
+        table::<FragmentKey<[u8; 4]>, FragmentValue<[u8; 4]>>("fragments_v4", TableKind::LruHash, MAX_FRAGMENTED);
+    /// What becomes of IPv6 fragments
+    pub const FRAGMENTS_V6: TableSpec =
+        table::<FragmentKey<[u8; 16]>, FragmentValue<[u8; 16]>>("fragments_v6", TableKind::LruHash, MAX_FRAGMENTED);
+    /// Fragments that wait, of both families
+    pub const HELD_FRAGMENTS: TableSpec =
+        table::<HeldKey, HeldFragment>("held_fragments", TableKind::LruHash, MAX_HELD);
     /// IPv4 endpoints that affinity may lead to
     pub const MEMBERS_V4: TableSpec =
         table::<MemberKey<[u8; 4]>, Member>("members_v4", TableKind::SparseHash, MAX_SLOTS);
@@ -241,7 +257,7 @@ pub mod tables {
     pub const ANSWER_LIMIT: TableSpec = table::<u32, u64>("answer_limit", TableKind::PerCpuArray, 1);
 
     /// Every table
-    pub const ALL: [TableSpec; 22] = [
+    pub const ALL: [TableSpec; 25] = [
         SERVICES_V4,
         SERVICES_V6,
         SLOTS_V4,
@@ -250,6 +266,9 @@ pub mod tables {
         FLOWS_V6,
         AFFINITY_V4,
         AFFINITY_V6,
+        FRAGMENTS_V4,
+        FRAGMENTS_V6,
+        HELD_FRAGMENTS,
         MEMBERS_V4,
         MEMBERS_V6,
         SOURCES_V4,

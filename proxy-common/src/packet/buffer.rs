@@ -1,15 +1,31 @@
 //! A packet in ordinary memory: what user space runs the datapath on.
 
+use core::fmt;
+
 use super::{ChecksumChange, MAX_QUOTE, Packet, View, ViewMut, checksum};
+use crate::layout::HeldFragment;
+
+/// Told of packets that are sent to a hook again, from their network header on.
+pub type Resent<'a> = &'a mut dyn FnMut(&[u8]);
 
 /// The bytes of a packet from its network header on.
-#[derive(Debug)]
 pub struct BufferPacket<'a> {
     bytes: &'a mut [u8],
     /// As `CHECKSUM_PARTIAL` (`include/linux/skbuff.h`): only the pseudo header is summed up yet
     partial: bool,
     /// What the packet became when it was answered; the packet's own bytes stay
     answer: Option<Answer>,
+    resent: Option<Resent<'a>>,
+}
+
+impl fmt::Debug for BufferPacket<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BufferPacket")
+            .field("bytes", &self.bytes)
+            .field("partial", &self.partial)
+            .field("answer", &self.answer)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The longest headers of an answer, and a quote.
@@ -29,6 +45,7 @@ impl<'a> BufferPacket<'a> {
             bytes,
             partial: false,
             answer: None,
+            resent: None,
         }
     }
 
@@ -38,6 +55,17 @@ impl<'a> BufferPacket<'a> {
             bytes,
             partial: true,
             answer: None,
+            resent: None,
+        }
+    }
+
+    /// A packet that may be held at its hook, and make others that were come there again: `resent` gets those.
+    pub const fn with_resent(bytes: &'a mut [u8], resent: Resent<'a>) -> Self {
+        Self {
+            bytes,
+            partial: false,
+            answer: None,
+            resent: Some(resent),
         }
     }
 
@@ -121,6 +149,23 @@ impl Packet for BufferPacket<'_> {
             after = 0xffff;
         }
         field.store(0, after.to_ne_bytes());
+        Some(())
+    }
+
+    fn copy_to(&self, copy: &mut HeldFragment) -> Option<()> {
+        copy.bytes.get_mut(..self.bytes.len())?.copy_from_slice(self.bytes);
+        copy.length = self.length();
+        Some(())
+    }
+
+    fn resend(&mut self, held: &HeldFragment, _direction: u8, claim: impl FnOnce() -> bool) -> Option<()> {
+        let resent = self.resent.as_mut()?;
+        let bytes = held.bytes.get(..held.length as usize)?;
+        claim().then(|| resent(bytes))
+    }
+
+    /// It has its content still.
+    fn restore(&mut self, _copy: &HeldFragment) -> Option<()> {
         Some(())
     }
 }

@@ -1,8 +1,8 @@
 //! IPv4 and IPv6 behind one trait: the pipeline exists once.
 
 use super::{
-    Addresses, ICMP, ICMPV6, Packet, SCTP, Side, Skip, TCP, Transport, UDP, View as _, ViewMut as _, checksum,
-    has_ports,
+    Addresses, Fragment, ICMP, ICMPV6, Packet, SCTP, Side, Skip, TCP, Transport, UDP, View as _, ViewMut as _,
+    checksum, has_ports,
 };
 use crate::layout::{AddressBytes, Device, MAX_SERVICE_RANGES, Range, ServiceRanges};
 
@@ -26,6 +26,12 @@ pub trait Family: Copy + 'static {
 
     /// Checks the network header and finds and reads the transport header.
     fn transport<P: Packet>(packet: &P) -> Result<Transport, Skip>;
+
+    /// What part of which packet a fragment is: for what [`Family::transport`] calls one. `None` if it is none.
+    fn fragment<P: Packet>(packet: &P) -> Option<Fragment>;
+
+    /// Reads the transport header of a first fragment.
+    fn first_transport<P: Packet>(packet: &P, fragment: &Fragment) -> Result<Transport, Skip>;
 
     /// Writes an address, which changes the sum of the header by `difference`. `None` when the packet ends before.
     #[inline(always)]
@@ -115,6 +121,24 @@ impl Family for V4 {
         }
         let [_, protocol] = header.load(8);
         Transport::read(packet, protocol, length)
+    }
+
+    #[inline(always)]
+    fn fragment<P: Packet>(packet: &P) -> Option<Fragment> {
+        let header = packet.view::<20>(0)?;
+        let [version_and_length, _] = header.load(0);
+        let [_, protocol] = header.load(8);
+        Some(Fragment {
+            identification: u16::from_be_bytes(header.load::<2>(4)).into(),
+            place: u16::from_be_bytes(header.load::<2>(6)) & 0x1fff,
+            protocol,
+            offset: usize::from(version_and_length & 0x0f) * 4,
+        })
+    }
+
+    #[inline(always)]
+    fn first_transport<P: Packet>(packet: &P, fragment: &Fragment) -> Result<Transport, Skip> {
+        Transport::read(packet, fragment.protocol, fragment.offset)
     }
 
     #[inline(always)]
@@ -261,6 +285,23 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn fragment<P: Packet>(packet: &P) -> Option<Fragment> {
+        let [first, _] = packet.view::<40>(0)?.load(6);
+        find_fragment(packet, first)
+    }
+
+    #[inline(always)]
+    fn first_transport<P: Packet>(packet: &P, fragment: &Fragment) -> Result<Transport, Skip> {
+        let (protocol, offset) = skip_extensions(
+            packet,
+            fragment.protocol,
+            fragment.offset,
+            FRAGMENT_OFFSET | MORE_FRAGMENTS,
+        )?;
+        Transport::read(packet, protocol, offset)
+    }
+
+    #[inline(always)]
     fn set_address_at<P: Packet>(
         packet: &mut P,
         at: usize,
@@ -381,42 +422,81 @@ const MAX_EXTENSIONS: usize = 6;
 const FRAGMENT_OFFSET: u16 = 0xfff8;
 const MORE_FRAGMENTS: u16 = 1;
 
+/// Numbers of extension headers (IANA)
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+
 /// Finds the transport header behind the extension headers that begin at `offset`: its protocol and offset. A fragment
 /// with any bit of `refused` in its header is not looked into. Off the usual path, so not inlined.
 #[inline(never)]
 fn skip_extensions<P: Packet>(packet: &P, first: u8, mut offset: usize, refused: u16) -> Result<(u8, usize), Skip> {
-    const HOP_BY_HOP: u8 = 0;
-    const ROUTING: u8 = 43;
-    const FRAGMENT: u8 = 44;
-    const AUTHENTICATION: u8 = 51;
-    const DESTINATION_OPTIONS: u8 = 60;
-
     let mut next = first;
     for _ in 0..MAX_EXTENSIONS {
         if has_ports(next) {
             return Ok((next, offset));
         }
-        if !matches!(
-            next,
-            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS
-        ) {
+        if !is_extension(next) {
             return Err(Skip::OtherProtocol);
         }
         let header: [u8; 8] = packet.view::<8>(offset).ok_or(Skip::Malformed)?.load(0);
-        offset += match next {
+        match next {
             // The final destination, which the checksum covers, stands elsewhere while segments are left.
             ROUTING if header[3] != 0 => return Err(Skip::OtherProtocol),
             // An atomic fragment is a whole packet (RFC 6946).
-            FRAGMENT if u16::from_be_bytes([header[2], header[3]]) & refused == 0 => 8,
-            FRAGMENT => return Err(Skip::Fragment),
-            AUTHENTICATION => (usize::from(header[1]) + 2) * 4,
-            _ => (usize::from(header[1]) + 1) * 8,
-        };
+            FRAGMENT if u16::from_be_bytes([header[2], header[3]]) & refused != 0 => return Err(Skip::Fragment),
+            _ => offset += extension_length(next, &header),
+        }
         next = header[0];
     }
     if has_ports(next) {
         Ok((next, offset))
     } else {
         Err(Skip::OtherProtocol)
+    }
+}
+
+/// Finds and reads the fragment header among the extension headers.
+#[inline(never)]
+fn find_fragment<P: Packet>(packet: &P, first: u8) -> Option<Fragment> {
+    let (mut next, mut offset) = (first, 40);
+    for _ in 0..MAX_EXTENSIONS {
+        if !is_extension(next) {
+            return None;
+        }
+        let header: [u8; 8] = packet.view::<8>(offset)?.load(0);
+        offset += extension_length(next, &header);
+        let place = u16::from_be_bytes([header[2], header[3]]);
+        if next == FRAGMENT && place & (FRAGMENT_OFFSET | MORE_FRAGMENTS) != 0 {
+            return Some(Fragment {
+                identification: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
+                place: place >> 3,
+                protocol: header[0],
+                offset,
+            });
+        }
+        next = header[0];
+    }
+    None
+}
+
+/// Whether a header of this number is one that can be skipped.
+#[inline(always)]
+const fn is_extension(number: u8) -> bool {
+    matches!(
+        number,
+        HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS
+    )
+}
+
+/// Length of an extension header of this number, by its first bytes.
+#[inline(always)]
+fn extension_length(number: u8, header: &[u8; 8]) -> usize {
+    match number {
+        FRAGMENT => 8,
+        AUTHENTICATION => (usize::from(header[1]) + 2) * 4,
+        _ => (usize::from(header[1]) + 1) * 8,
     }
 }

@@ -61,7 +61,7 @@ const fn flags_of_chunk(chunk: u8) -> u8 {
 pub enum Skip {
     /// Shorter than its headers say, or with headers that cannot be
     Malformed,
-    /// A fragment: only the first holds ports
+    /// A fragment: what part it is, `Family::fragment` tells
     Fragment,
     /// No protocol with ports that we know
     OtherProtocol,
@@ -74,6 +74,19 @@ pub struct Addresses<A> {
     pub source: A,
     /// Destination address
     pub destination: A,
+}
+
+/// What part of which packet a fragment is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// Identification of the packet; 16 bits in IPv4
+    pub identification: u32,
+    /// Where it stands in the packet, in units of 8 bytes; 0 for the first
+    pub place: u16,
+    /// IP protocol number of the packet, or the first extension header behind the fragment header
+    pub protocol: u8,
+    /// Offset of what was fragmented: in a first fragment, of the transport header or of extension headers
+    pub offset: usize,
 }
 
 /// The transport header of a packet that can be translated.

@@ -8,9 +8,13 @@ pub mod crc32c;
 mod family;
 mod headers;
 
-pub use buffer::BufferPacket;
+use crate::layout::HeldFragment;
+
+pub use buffer::{BufferPacket, Resent};
 pub use family::{Family, V4, V6};
-pub use headers::{Addresses, ICMP, ICMPV6, SCTP, Skip, TCP, Transport, UDP, has_ports, opens_connection, tcp_flags};
+pub use headers::{
+    Addresses, Fragment, ICMP, ICMPV6, SCTP, Skip, TCP, Transport, UDP, has_ports, opens_connection, tcp_flags,
+};
 
 /// Which side of a packet is rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +69,27 @@ pub trait Packet {
     ///
     /// `None` when the packet could not be written; it must then be dropped, for it is half rewritten.
     fn update_transport_checksum(&mut self, change: &ChecksumChange) -> Option<()>;
+
+    /// Tells of a rewrite that changed the sum of the packet's bytes by `difference`, with no checksum in the packet to make
+    /// up for it.
+    fn note_difference(&mut self, _difference: u16) {}
+
+    /// Copies the packet; `None` where it doesn't fit, or packets can't be kept.
+    fn copy_to(&self, _copy: &mut HeldFragment) -> Option<()> {
+        None
+    }
+
+    /// Sends a held fragment to this packet's hook, of direction [`crate::layout::INGRESS`] or `EGRESS`, where it arrives
+    /// as if it were new; but only if `claim`, asked when the fragment has been copied, allows it. Afterwards this packet has
+    /// no content but what [`Packet::restore`] gives it. `None` if nothing was sent.
+    fn resend(&mut self, _held: &HeldFragment, _direction: u8, _claim: impl FnOnce() -> bool) -> Option<()> {
+        None
+    }
+
+    /// Gives the packet the content that [`Packet::copy_to`] copied. `None` if that failed; it must then be dropped.
+    fn restore(&mut self, _copy: &HeldFragment) -> Option<()> {
+        None
+    }
 }
 
 /// Bytes of a packet, bounds checked once: a load beyond the `N` of [`Packet::view`] is a bug (in the kernel the verifier

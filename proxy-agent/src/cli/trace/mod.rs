@@ -134,6 +134,7 @@ impl TraceArgs {
             Verdict::Continue => unforwarded("pass", None),
             Verdict::Reject => unforwarded("reject", name),
             Verdict::Drop => unforwarded("drop", name),
+            Verdict::Hold => unforwarded("hold", name),
             Verdict::Rewrite => {
                 let flows = simulation.flows()?;
                 let flow = flows.get(&key).context("the packet left no flow behind")?;

@@ -142,16 +142,6 @@ fn ipv4_lengths_must_fit() {
 }
 
 #[test]
-fn ipv4_fragments_pass() {
-    let world = World::<V4>::with_service();
-    // More fragments; an offset; both.
-    for flags in [0x2000_u16, 1, 0x3fff, 0x1000] {
-        let bytes = changed::<V4>(UDP, |bytes| bytes[6..8].copy_from_slice(&flags.to_be_bytes()));
-        assert_eq!(pass(&world, INGRESS, &bytes), Reason::Fragment, "{flags:#06x}");
-    }
-}
-
-#[test]
 fn ipv6_payload_length_must_fit() {
     let world = World::<V6>::with_service();
     let length = u16::try_from(changed::<V6>(TCP, |_| ()).len() - 40).expect("a short packet");
@@ -213,18 +203,12 @@ fn ipv6_extension_headers_that_cannot_be_skipped_pass() {
     let first = || Segment::first(TCP, HERE, VIP);
     let mut routed = with_extensions(first(), &[ROUTING]);
     routed.options[3] = 1;
-    let mut fragment = with_extensions(first(), &[FRAGMENT]);
-    fragment.options[3] = 1;
-    let mut later_fragment = with_extensions(first(), &[FRAGMENT]);
-    later_fragment.options[2] = 1;
     let mut beyond = with_extensions(first(), &[HOP_BY_HOP]);
     beyond.options[1] = 255;
     let mut last = with_extensions(first(), &[HOP_BY_HOP]);
     last.options[0] = NO_NEXT_HEADER;
     for (what, segment, reason) in [
         ("segments left", routed, Reason::OtherProtocol),
-        ("more fragments", fragment, Reason::Fragment),
-        ("fragment offset", later_fragment, Reason::Fragment),
         ("longer than the packet", beyond, Reason::Malformed),
         ("no next header", last, Reason::OtherProtocol),
         (

@@ -329,7 +329,7 @@ fn errors_in_fragments_pass() {
         let reason = if source == ROUTER {
             Reason::Unrelated
         } else {
-            Reason::Fragment
+            Reason::OtherProtocol
         };
         assert_eq!(pass(&world, EGRESS, &bytes), reason);
     }

@@ -5,6 +5,7 @@ mod checksums;
 mod collisions;
 mod endpoints;
 mod flows;
+mod fragments;
 mod hairpin;
 mod halves;
 mod headers;

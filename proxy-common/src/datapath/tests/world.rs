@@ -8,10 +8,13 @@ use std::{
 
 use super::segment::{Endpoint, Segment, TestFamily, assert_checksums, endpoints};
 use crate::{
-    datapath::{Environment, FlowHandle, InsertError, InsertMode, Reason, Scratch, Tables, Verdict, egress, ingress},
+    datapath::{
+        Environment, FlowHandle, InsertError, InsertMode, PacketCopy, Reason, Scratch, Tables, Verdict, egress, ingress,
+    },
     layout::{
-        AddressBytes, AffinityKey, AffinityValue, Backend, Counter, EGRESS, FlowKey, FlowValue, INGRESS, Member,
-        MemberKey, ServiceCounter, ServiceKey, ServiceValue, SlotKey, TICK_SHIFT, Timeouts,
+        AddressBytes, AffinityKey, AffinityValue, Backend, Counter, EGRESS, FlowKey, FlowValue, FragmentKey,
+        FragmentValue, HeldFragment, HeldKey, INGRESS, Member, MemberKey, ServiceCounter, ServiceKey, ServiceValue,
+        SlotKey, TICK_SHIFT, Timeouts,
     },
     packet::{BufferPacket, SCTP, TCP, UDP},
 };
@@ -49,12 +52,25 @@ type Flows<A> = Rc<RefCell<HashMap<FlowKey<A>, FlowValue<A>>>>;
 /// Endpoints that clients used last.
 type Affinities<A> = HashMap<AffinityKey<A>, AffinityValue<A>>;
 
+/// What becomes of fragments, by what those of a packet share.
+type Fragments<A> = HashMap<FragmentKey<A>, FragmentValue<A>>;
+
 /// All that the datapath needs, for one edge.
 pub(super) struct World<F: TestFamily> {
     services: HashMap<ServiceKey<F::Address>, ServiceValue>,
     slots: HashMap<SlotKey, Backend<F::Address>>,
     affinities: RefCell<Affinities<F::Address>>,
     members: HashMap<MemberKey<F::Address>, Member>,
+    /// What becomes of fragments
+    pub(super) fragments: RefCell<Fragments<F::Address>>,
+    /// Fragments that wait
+    pub(super) held: RefCell<BTreeMap<HeldKey, HeldFragment>>,
+    /// Room for these
+    pub(super) held_capacity: Cell<usize>,
+    /// A packet that comes to the ingress hook on another CPU while a fragment is put into its table
+    pub(super) meanwhile: RefCell<Option<(Moment, Vec<u8>)>>,
+    /// What became of that packet, and those that it sent to the hook again
+    pub(super) elsewhere: RefCell<Vec<Vec<u8>>>,
     /// Addresses that a service id, or the cluster's pods, have as sources
     sources: HashSet<(u32, F::Address)>,
     /// The node's own addresses
@@ -81,6 +97,13 @@ pub(super) struct World<F: TestFamily> {
     pub(super) counts: RefCell<BTreeMap<u32, ServiceCounter>>,
 }
 
+/// When something happens meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moment {
+    Before,
+    After,
+}
+
 /// What came of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sent {
@@ -103,6 +126,11 @@ impl<F: TestFamily> World<F> {
             slots: HashMap::new(),
             affinities: RefCell::default(),
             members: HashMap::new(),
+            fragments: RefCell::default(),
+            held: RefCell::default(),
+            held_capacity: Cell::new(usize::MAX),
+            meanwhile: RefCell::default(),
+            elsewhere: RefCell::default(),
             sources: HashSet::new(),
             addresses: HashMap::new(),
             service_addresses: HashSet::new(),
@@ -224,6 +252,17 @@ impl<F: TestFamily> World<F> {
             egress::<F, _, _, _>(packet, self, self)
         };
         (outcome.verdict, outcome.reason)
+    }
+
+    /// Lets happen what is to happen at that moment.
+    fn happen(&self, moment: Moment) {
+        let next = self.meanwhile.borrow_mut().take_if(|(when, _)| *when == moment);
+        if let Some((_, mut bytes)) = next {
+            let mut resent = |bytes: &[u8]| self.elsewhere.borrow_mut().push(bytes.to_vec());
+            let (verdict, reason) = self.run(INGRESS, &mut BufferPacket::with_resent(&mut bytes, &mut resent));
+            assert_eq!(verdict, Verdict::Rewrite, "{reason}");
+            self.elsewhere.borrow_mut().insert(0, bytes);
+        }
     }
 
     /// Sends a packet through the hook of a direction; its checksums must be right afterwards, and it must be untouched
@@ -358,6 +397,60 @@ impl<F: TestFamily> Tables<F::Address> for World<F> {
 
     fn remove_flow(&self, key: &FlowKey<F::Address>) {
         self.flows.borrow_mut().remove(key);
+    }
+
+    fn fragment(&self, key: &FragmentKey<F::Address>, value: &mut FragmentValue<F::Address>) -> bool {
+        let fragments = self.fragments.borrow();
+        let found = fragments.get(key);
+        found.inspect(|found| *value = **found).is_some()
+    }
+
+    fn insert_fragment(
+        &self,
+        key: &FragmentKey<F::Address>,
+        value: &FragmentValue<F::Address>,
+        mode: InsertMode,
+    ) -> Result<(), InsertError> {
+        let mut fragments = self.fragments.borrow_mut();
+        if mode == InsertMode::New && fragments.contains_key(key) {
+            return Err(InsertError::Exists);
+        }
+        fragments.insert(*key, *value);
+        Ok(())
+    }
+
+    fn remove_fragment(&self, key: &FragmentKey<F::Address>) {
+        self.fragments.borrow_mut().remove(key);
+    }
+
+    fn with_held(&self, key: &HeldKey, with: impl FnOnce(&HeldFragment)) {
+        let held = self.held.borrow().get(key).copied();
+        if let Some(held) = held {
+            with(&held);
+        }
+    }
+
+    fn hold(&self, key: &HeldKey, fragment: &HeldFragment) -> Result<(), InsertError> {
+        let held = self.held.borrow();
+        if held.contains_key(key) {
+            return Err(InsertError::Exists);
+        }
+        if held.len() >= self.held_capacity.get() {
+            return Err(InsertError::Full);
+        }
+        drop(held);
+        self.happen(Moment::Before);
+        self.held.borrow_mut().insert(*key, *fragment);
+        self.happen(Moment::After);
+        Ok(())
+    }
+
+    fn remove_held(&self, key: &HeldKey) -> bool {
+        self.held.borrow_mut().remove(key).is_some()
+    }
+
+    fn with_copy(&self, _copy: PacketCopy, with: impl FnOnce(&mut HeldFragment) -> bool) -> bool {
+        with(&mut HeldFragment::default())
     }
 
     fn with_scratch(&self, with: impl FnOnce(&mut Scratch<F::Address>) -> Reason) -> Reason {
