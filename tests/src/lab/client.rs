@@ -183,6 +183,14 @@ impl UdpClient {
         self.ask_with(to, format!("whoami {}", self.questions).as_bytes())
     }
 
+    /// The next datagram that comes, and where it is from: for what this socket did not ask.
+    pub fn receive(&self) -> io::Result<(Vec<u8>, SocketAddr)> {
+        let mut datagram = vec![0; 1 << 16];
+        let (length, from) = self.socket.recv_from(&mut datagram)?;
+        datagram.truncate(length);
+        Ok((datagram, from))
+    }
+
     /// Sends a payload that the server must return unchanged.
     pub fn ask_with(&mut self, to: SocketAddr, question: &[u8]) -> Result<Answer, RequestError> {
         let start = Instant::now();

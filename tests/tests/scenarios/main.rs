@@ -7,6 +7,7 @@ mod command;
 mod device;
 mod endpoint;
 mod forwarding;
+mod fragment;
 mod outside;
 mod path_mtu;
 mod port;
