@@ -34,7 +34,7 @@ pub fn twin_value<A: AddressBytes>(key: &FlowKey<A>, value: &FlowValue<A>) -> Fl
         last_seen: value.last_seen,
         address_difference: checksum::negate(value.address_difference),
         history: 0,
-        flags: (value.flags & flow_flags::MASQUERADE) | (!value.flags & flow_flags::REPLY),
+        flags: (value.flags & (flow_flags::MASQUERADE | flow_flags::EXPRESS)) | (!value.flags & flow_flags::REPLY),
     }
 }
 

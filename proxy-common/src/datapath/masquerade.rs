@@ -32,7 +32,7 @@ pub(super) fn request<A: AddressBytes, T: Tables<A>>(
         last_seen: value.last_seen,
         address_difference: 0,
         history: 0,
-        flags: flow_flags::MASQUERADE | flow_flags::UNRESOLVED,
+        flags: flow_flags::MASQUERADE | flow_flags::UNRESOLVED | value.flags & flow_flags::EXPRESS,
     };
     match tables.insert_flow(&middle, &unresolved, mode) {
         Ok(()) | Err(InsertError::Exists) => Ok(()),
@@ -52,7 +52,7 @@ pub(super) fn resolve<F: Family, T: Tables<F::Address>, E: Environment>(
         .ok_or(Reason::NoMasqueradeAddress)?;
     scratch.value.address = address;
     scratch.value.address_difference = F::difference(&scratch.key.source, &address);
-    scratch.value.flags = flow_flags::MASQUERADE;
+    scratch.value.flags = flow_flags::MASQUERADE | scratch.value.flags & flow_flags::EXPRESS;
     reserve_twin(tables, environment, scratch)?;
     tables
         .insert_flow(&scratch.key, &scratch.value, InsertMode::Any)

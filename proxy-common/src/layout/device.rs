@@ -36,6 +36,21 @@ pub mod device_flags {
     pub const LOCAL_TRAFFIC: u32 = 1;
     /// Packets have no link-layer header
     pub const BARE: u32 = 2;
+    /// All bits of an [`super::express`]
+    pub const EXPRESS_MASK: u32 = 0xf << EXPRESS_SHIFT;
+    /// Position of the [`super::express`]
+    pub const EXPRESS_SHIFT: u32 = 8;
+}
+
+/// Whether XDP forwards packets that arrive at a device and those that leave there, in [`Device::flags`] at
+/// [`device_flags::EXPRESS_SHIFT`]. Further numbers say why it doesn't, and are the agent's own.
+pub mod express {
+    /// Nobody asked for it
+    pub const OFF: u32 = 0;
+    /// The driver runs the program
+    pub const NATIVE: u32 = 1;
+    /// The stack runs the program before all else
+    pub const GENERIC: u32 = 2;
 }
 
 plain! {

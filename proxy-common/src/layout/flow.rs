@@ -72,6 +72,8 @@ pub mod flow_flags {
     pub const TWIN_REMOVED: u8 = 8;
     /// The flow needs a masquerade at its backend's edge
     pub const MASQUERADED: u8 = 16;
+    /// XDP forwards the packets of this flow, both ways: the node's stack doesn't know it (`datapath::forward`)
+    pub const EXPRESS: u8 = 32;
 }
 
 impl<A: AddressBytes> FlowKey<A> {

@@ -20,7 +20,7 @@ mod source;
 
 pub use affinity::{AffinityKey, AffinityValue, CLUSTER_LIST, LOCAL_LIST, Member, MemberKey};
 pub use counter::{Counter, ServiceCounter};
-pub use device::{Device, device_flags, role};
+pub use device::{Device, device_flags, express, role};
 pub use filter::{FILTER_WORDS, filter_bit};
 pub use flow::{EGRESS, FlowKey, FlowValue, INGRESS, flow_flags, history};
 pub use fragment::{FragmentKey, FragmentValue, HELD_BYTES, HeldFragment, HeldKey, fate};
