@@ -7,7 +7,7 @@ use super::{
     fragment, frontend, icmp_error::icmp_error, own, reject::reject, translate::translate, upkeep,
 };
 use crate::{
-    layout::{AddressBytes, EGRESS, FlowKey, FlowValue, INGRESS, ServiceValue, flow_flags},
+    layout::{AddressBytes, EGRESS, FlowKey, FlowValue, INGRESS, ServiceValue, flow_flags, history},
     packet::{Family, Packet, Side, Skip, Transport},
 };
 
@@ -204,7 +204,7 @@ fn ingress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
         }
     }
     let reason = match upkeep::keep::<F, T, E>(tables, environment, scratch) {
-        Ok(true) => Reason::Established,
+        Ok(true) => reason_of(&scratch.value),
         Ok(false) => match first_packet::<F, T, E>(tables, environment, scratch) {
             Ok(()) => Reason::NewFlow,
             // An address of the node may be a backend's: of a process in the host's network.
@@ -219,6 +219,18 @@ fn ingress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
         Err(reason) => reason,
     };
     finish::<F, P, T, E>(packet, tables, environment, scratch, Side::Destination, reason)
+}
+
+/// The reason of a packet of a known flow, by its half as it was before: the first one of a flow that [`super::forward`]
+/// opened and left to the hooks is new to them.
+#[inline(always)]
+pub(super) const fn reason_of<A>(value: &FlowValue<A>) -> Reason {
+    let clients = value.flags & (flow_flags::REPLY | flow_flags::MASQUERADE) == 0;
+    if clients && value.history & history::SEEN == 0 {
+        Reason::NewFlow
+    } else {
+        Reason::Established
+    }
 }
 
 /// Egress of a packet whose flow is due for upkeep; or of a fragment.
@@ -272,7 +284,7 @@ fn finish<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
 
 /// Rewrites a packet and counts it for its service port.
 #[inline(always)]
-fn rewrite<F: Family, P: Packet, T: Tables<F::Address>>(
+pub(super) fn rewrite<F: Family, P: Packet, T: Tables<F::Address>>(
     packet: &mut P,
     tables: &T,
     transport: &Transport,

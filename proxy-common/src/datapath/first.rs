@@ -17,6 +17,17 @@ pub(super) fn first_packet<F: Family, T: Tables<F::Address>, E: Environment>(
     environment: &E,
     scratch: &mut Scratch<F::Address>,
 ) -> Result<(), Reason> {
+    choose_endpoint::<F, T, E>(tables, environment, scratch)?;
+    open(tables, environment, scratch)
+}
+
+/// Chooses an endpoint for the packet in `scratch` and puts into its value how to rewrite it. Writes no flow.
+#[inline(always)]
+pub(super) fn choose_endpoint<F: Family, T: Tables<F::Address>, E: Environment>(
+    tables: &T,
+    environment: &E,
+    scratch: &mut Scratch<F::Address>,
+) -> Result<(), Reason> {
     let (key, value) = (&scratch.key, &mut scratch.value);
     // An entry that is replaced while it is read may look half old, half new: then its endpoint is missing, once.
     match choose(tables, environment, key, value) {
@@ -27,6 +38,16 @@ pub(super) fn first_packet<F: Family, T: Tables<F::Address>, E: Environment>(
     value.last_seen = environment.now();
     value.address_difference = F::difference(&key.destination, &value.address);
     value.history = history::SEEN;
+    Ok(())
+}
+
+/// Writes the entries of the flow in `scratch`: all, or none.
+#[inline(always)]
+pub(super) fn open<A: AddressBytes, T: Tables<A>, E: Environment>(
+    tables: &T,
+    environment: &E,
+    scratch: &mut Scratch<A>,
+) -> Result<(), Reason> {
     reserve_twin(tables, environment, scratch)?;
     let (key, value) = (&scratch.key, &scratch.value);
     let masqueraded = value.flags & flow_flags::MASQUERADED != 0;

@@ -73,6 +73,10 @@ fn keep_twin<A: AddressBytes, T: Tables<A>, E: Environment>(
         ..
     } = scratch;
     let reopened = opens_connection(transport.tcp_flags);
+    if value.flags & flow_flags::REPLY != 0 {
+        // Who is answered has asked.
+        expected.history = history::SEEN;
+    }
     let Some(twin) = tables.flow(twin_key) else {
         return !flow::is_over(environment, key.protocol, value, None, reopened)
             // A full table is no reason to give up the half that lives.
