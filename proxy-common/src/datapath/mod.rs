@@ -8,6 +8,7 @@ mod direct;
 mod edge;
 mod first;
 pub mod flow;
+mod forward;
 mod fragment;
 mod frontend;
 mod icmp_error;
@@ -24,6 +25,7 @@ mod upkeep;
 mod verdict;
 
 pub use edge::{egress, ingress};
+pub use forward::{Crossing, Forwarding, Hop, Routes, forward};
 pub use frontend::{NO_PORTS, find as find_frontend};
 pub use select::{Choice, decide, scale};
 pub use tables::{Environment, FlowHandle, InsertError, InsertMode, PacketCopy, Scratch, Tables};

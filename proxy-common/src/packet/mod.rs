@@ -7,6 +7,7 @@ pub mod checksum;
 pub mod crc32c;
 mod family;
 mod headers;
+mod hop;
 
 use crate::layout::HeldFragment;
 
@@ -15,6 +16,7 @@ pub use family::{Family, V4, V6};
 pub use headers::{
     Addresses, Fragment, ICMP, ICMPV6, SCTP, Skip, TCP, Transport, UDP, has_ports, opens_connection, tcp_flags,
 };
+pub use hop::Hops;
 
 /// Which side of a packet is rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@ mod checksums;
 mod collisions;
 mod endpoints;
 mod flows;
+mod forward;
 mod fragments;
 mod hairpin;
 mod halves;

@@ -1,12 +1,12 @@
 //! Packets to send: built field by field, their checksums computed in full.
 
-use crate::packet::{BufferPacket, Family, SCTP, TCP, UDP, V4, V6, checksum::checksum, crc32c::crc32c, tcp_flags};
+use crate::packet::{BufferPacket, Hops, SCTP, TCP, UDP, V4, V6, checksum::checksum, crc32c::crc32c, tcp_flags};
 
 /// An address, as a number in network order, and a port.
 pub(super) type Endpoint = (u128, u16);
 
 /// A family whose packets and addresses tests can make.
-pub(super) trait TestFamily: Family {
+pub(super) trait TestFamily: Hops {
     /// The address with this number.
     fn address(number: u128) -> Self::Address;
 

@@ -79,6 +79,8 @@ pub(super) struct World<F: TestFamily> {
     service_addresses: HashSet<F::Address>,
     /// The device's flags
     pub(super) device_flags: Cell<u32>,
+    /// Flags of devices that have others
+    pub(super) flags_of: RefCell<HashMap<u32, u32>>,
     /// Keys of packets that sockets of the node get
     sockets: HashSet<FlowKey<F::Address>>,
     frontends: HashSet<F::Address>,
@@ -135,6 +137,7 @@ impl<F: TestFamily> World<F> {
             addresses: HashMap::new(),
             service_addresses: HashSet::new(),
             device_flags: Cell::new(0),
+            flags_of: RefCell::default(),
             sockets: HashSet::new(),
             frontends: HashSet::new(),
             backends: HashSet::new(),
@@ -461,8 +464,9 @@ impl<F: TestFamily> Tables<F::Address> for World<F> {
         self.masquerade.map(F::address)
     }
 
-    fn device_flags(&self, _device: u32) -> u32 {
-        self.device_flags.get()
+    fn device_flags(&self, device: u32) -> u32 {
+        let flags = self.flags_of.borrow().get(&device).copied();
+        flags.unwrap_or_else(|| self.device_flags.get())
     }
 
     fn answers_full(&self) -> u64 {
