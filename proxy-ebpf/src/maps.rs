@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use proxy_common::{
-    datapath::Scratch,
+    datapath::{Crossing, Scratch},
     layout::{
         AffinityKey, AffinityValue, Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, FragmentKey,
         FragmentValue, HeldFragment, HeldKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_FLOWS, MAX_FRAGMENTED, MAX_HELD,
@@ -51,6 +51,12 @@ pub static HELD_FRAGMENTS: LruHashMap<HeldKey, HeldFragment, { MAX_HELD as usize
 /// Memory of a program while it runs, one for each [`proxy_common::datapath::PacketCopy`]; not pinned.
 #[btf_map(name = "packet_copies")]
 pub static PACKET_COPIES: PerCpuArray<HeldFragment, 2> = PerCpuArray::new();
+
+/// Memory of the XDP program while it runs; not pinned.
+#[btf_map(name = "crossing_v4")]
+pub static CROSSING_V4: PerCpuArray<Crossing<[u8; 4]>, 1> = PerCpuArray::new();
+#[btf_map(name = "crossing_v6")]
+pub static CROSSING_V6: PerCpuArray<Crossing<[u8; 16]>, 1> = PerCpuArray::new();
 
 #[btf_map(name = "affinity_v4")]
 pub static AFFINITY_V4: LruHashMap<AffinityKey<[u8; 4]>, AffinityValue<[u8; 4]>, { MAX_AFFINITIES as usize }> =

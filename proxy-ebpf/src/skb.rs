@@ -32,7 +32,7 @@ const LINEAR: u32 = 128;
 ///
 /// Loads and stores are single instructions. Rust would split them into bytes, for headers are not aligned and the BPF
 /// target knows no unaligned access; packet memory allows it (the verifier refuses it where the machine doesn't).
-pub struct Bytes<'a>(usize, PhantomData<&'a ()>);
+pub struct Bytes<'a>(pub usize, pub PhantomData<&'a ()>);
 
 /// A load of `L` bytes into the register `$value`.
 macro_rules! load {

@@ -73,10 +73,8 @@ fn keep_twin<A: AddressBytes, T: Tables<A>, E: Environment>(
         ..
     } = scratch;
     let reopened = opens_connection(transport.tcp_flags);
-    if value.flags & flow_flags::REPLY != 0 {
-        // Who is answered has asked.
-        expected.history = history::SEEN;
-    }
+    // Who is answered has asked. (No branch: the verifier would go two ways from here.)
+    expected.history = history::SEEN * u8::from(value.flags & flow_flags::REPLY != 0);
     let Some(twin) = tables.flow(twin_key) else {
         return !flow::is_over(environment, key.protocol, value, None, reopened)
             // A full table is no reason to give up the half that lives.

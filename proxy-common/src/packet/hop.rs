@@ -4,8 +4,8 @@ use super::{Family, Packet, TCP, Transport, UDP, V4, V6, View as _, ViewMut as _
 
 /// A family whose packets can be forwarded without the stack.
 pub trait Hops: Family {
-    /// What routes may go by besides addresses and ports: the type of service (RFC 791), or traffic class and flow label
-    /// in network byte order (RFC 8200, 3).
+    /// What routes may go by besides addresses and ports, as `struct bpf_fib_lookup` has it: the type of service (RFC 791) in
+    /// the first byte, or traffic class and flow label in network byte order (RFC 8200, 3).
     fn class<P: Packet>(packet: &P) -> Option<u32>;
 
     /// The transport header of a packet that may go one hop further and that has nothing in its network header that a
@@ -26,7 +26,7 @@ impl Hops for V4 {
     #[inline(always)]
     fn class<P: Packet>(packet: &P) -> Option<u32> {
         let [_, class] = packet.view::<20>(0)?.load(0);
-        Some(class.into())
+        Some(u32::from_ne_bytes([class, 0, 0, 0]))
     }
 
     #[inline(always)]
