@@ -8,8 +8,14 @@ mod maps;
 mod settings;
 mod skb;
 mod tables;
+mod xdp;
 
-use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_redirect, macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::generated::bpf_redirect,
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
 use aya_log_ebpf::debug;
 use proxy_common::{
     datapath::{self, Outcome, Reason, Tables, Verdict},
@@ -54,6 +60,12 @@ pub fn ingress_l3(context: TcContext) -> i32 {
 #[classifier]
 pub fn egress_l3(context: TcContext) -> i32 {
     egress_behind::<NONE>(context)
+}
+
+/// Both hooks and the route in between, for packets that an uplink receives.
+#[xdp]
+pub fn forward(context: XdpContext) -> u32 {
+    xdp::forward(&context)
 }
 
 #[inline(always)]

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{PerCpuArray, PerCpuValues},
-    programs::{SchedClassifier, TestRun as _, TestRunOptions},
+    programs::{ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
     util::nr_cpus,
 };
 use nix::{
@@ -37,6 +37,16 @@ pub const DEVICE: u32 = 1;
 
 /// Names of the programs: those for frames, and those for packets without a link-layer header.
 pub const PROGRAMS: [&str; 4] = ["ingress", "egress", "ingress_l3", "egress_l3"];
+
+/// Name of the XDP program.
+pub const FORWARD: &str = "forward";
+
+/// Its verdicts: `XDP_PASS`, `XDP_TX` and `XDP_REDIRECT` (`include/uapi/linux/bpf.h`).
+pub const PASS: i32 = 2;
+/// See [`PASS`].
+pub const TRANSMIT: i32 = 3;
+/// See [`PASS`].
+pub const TRANSMIT_ELSEWHERE: i32 = 4;
 
 /// The programs, loaded into the kernel with maps of their own.
 pub struct Kernel {
@@ -110,6 +120,9 @@ impl Kernel {
                 .load()
                 .with_context(|| format!("cannot load {name}"))?;
         }
+        forward(&mut ebpf)?
+            .load()
+            .with_context(|| format!("cannot load {FORWARD}"))?;
         Ok(Self {
             ebpf,
             tables: kernel::open(&pin)?,
@@ -146,6 +159,28 @@ impl Kernel {
         self.run_program(name, packet, 1)
     }
 
+    /// Runs an Ethernet frame through the XDP program, `repeat` times. Routes are those of the thread's network namespace, for
+    /// packets that arrive by its loopback device.
+    ///
+    /// # Errors
+    /// If the kernel refuses the frame.
+    pub fn run_forward(&mut self, frame: &[u8], repeat: u32) -> Result<Ran> {
+        let mut out = vec![0; frame.len()];
+        let result = forward(&mut self.ebpf)?
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                repeat,
+                ..TestRunOptions::default()
+            })
+            .context("BPF_PROG_TEST_RUN")?;
+        Ok(Ran {
+            verdict: result.return_value.cast_signed(),
+            frame: out,
+            duration: result.duration,
+        })
+    }
+
     fn run_program(&mut self, name: &str, frame: &[u8], repeat: u32) -> Result<Ran> {
         let mut out = vec![0; frame.len() + LONGER];
         let result = program(&mut self.ebpf, name)?
@@ -178,23 +213,28 @@ impl Kernel {
         Ok(limit.set(0, PerCpuValues::try_from(vec![0; cpus])?, 0)?)
     }
 
-    /// How many instructions the verifier went through for one of [`PROGRAMS`].
+    /// How many instructions the verifier went through for one of [`PROGRAMS`], or [`FORWARD`].
     ///
     /// # Errors
     /// If the kernel does not tell.
     pub fn verified_instructions(&mut self, name: &str) -> Result<u32> {
-        let info = program(&mut self.ebpf, name)?.info()?;
+        let info = self.info(name)?;
         info.verified_instruction_count()
             .context("the kernel does not tell verified instructions")
     }
 
-    /// Size of one of [`PROGRAMS`] as the verifier left it, in bytes.
+    /// Size of one of [`PROGRAMS`], or [`FORWARD`], as the verifier left it, in bytes.
     ///
     /// # Errors
     /// If the kernel does not tell.
     pub fn translated_size(&mut self, name: &str) -> Result<u32> {
-        let info = program(&mut self.ebpf, name)?.info()?;
+        let info = self.info(name)?;
         info.size_translated().context("the kernel does not tell the size")
+    }
+
+    fn info(&self, name: &str) -> Result<ProgramInfo> {
+        let program = self.ebpf.program(name).with_context(|| format!("no program {name}"))?;
+        Ok(program.info()?)
     }
 }
 
@@ -216,6 +256,13 @@ const fn name(hook: Hook) -> &'static str {
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
     let program = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+fn forward(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
+    let program = ebpf
+        .program_mut(FORWARD)
+        .with_context(|| format!("no program {FORWARD}"))?;
     Ok(program.try_into()?)
 }
 

@@ -32,8 +32,8 @@ const BUDGETS: [Budget; 5] = [
     egress("egress_l3"),
     Budget {
         program: test_run::FORWARD,
-        verified: 66_000,
-        translated: 52_000,
+        verified: 185_000,
+        translated: 60_000,
     },
 ];
 
@@ -74,7 +74,7 @@ fn programs_stay_within_their_budgets() -> Result<()> {
             ("bytes translated", kernel.translated_size(program)?, translated),
         ] {
             println!("{program}: {cost} {what} of {limit}");
-            println!("XX {program} {cost} {what} {limit}");
+            ensure!(cost <= limit, "{program} has {cost} {what}, more than its {limit}");
         }
     }
     Ok(())
