@@ -19,6 +19,7 @@ use crate::{
         self, Dataplane, LogLevel, Method, Options,
         edge::{EdgePolicy, InterfaceMatch},
         pin::{DEFAULT_PIN_DIRECTORY, PinDirectory},
+        xdp,
     },
     model::Model,
     source::{kubernetes::Kubernetes, manifests},
@@ -63,6 +64,11 @@ pub(crate) struct RunArgs {
     /// How programs are attached
     #[arg(long, value_enum, default_value_t = Method::Auto)]
     attach: Method,
+
+    /// Forward traffic from outside to backends on other nodes by XDP at uplinks: off, auto (in drivers that can do it), native
+    /// or generic, for all devices or by name pattern; may be repeated. Such packets bypass netfilter [default: off]
+    #[arg(long, value_name = "[PATTERN=]MODE")]
+    xdp: Vec<xdp::Rule>,
 
     /// What the programs in the kernel log: every packet they refuse, or nothing
     #[arg(long, value_enum, default_value_t = LogLevel::Off)]
@@ -134,6 +140,7 @@ impl RunArgs {
         let mut options = Options::new(self.pin_dir.clone());
         options.attach = self.attach;
         options.log = self.program_log;
+        options.xdp = xdp::Policy(self.xdp.clone());
         if let Some(entries) = self.flow_table_size {
             for table in ["flows_v4", "flows_v6"] {
                 options.table_sizes.insert(table.to_owned(), entries);

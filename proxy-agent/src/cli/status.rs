@@ -35,6 +35,7 @@ fn text(status: &Status) -> String {
         "LINK HEADER",
         "INGRESS",
         "EGRESS",
+        "XDP",
         "MASQUERADE",
     ]);
     for device in &status.devices {
@@ -53,6 +54,7 @@ fn text(status: &Status) -> String {
             device.link_header.to_owned(),
             or_dash(device.ingress),
             or_dash(device.egress),
+            or_dash(device.xdp_why.as_deref()),
             masquerade.join("\n"),
         ]);
     }

@@ -13,7 +13,7 @@ use super::{
     hook::Hook,
     object::{Programs, os_error},
     pin::{self, PinDirectory},
-    tcx,
+    tcx, xdp,
 };
 
 /// How programs are attached.
@@ -55,7 +55,7 @@ impl Attacher {
         let mut failed = Vec::new();
         for (&index, edge) in wanted {
             if let Err(error) = self.attach(programs, index, edge)
-                && exists(index)
+                && pin::device_exists(index)
             {
                 failed.push((edge.name.clone(), error));
             }
@@ -93,7 +93,10 @@ impl Attacher {
 
     /// Removes pins and filters of devices that are not wanted or gone, and of the method not used.
     fn prune(&mut self, wanted: &BTreeMap<u32, Edge>) -> Result<()> {
-        for path in pin::entries(&self.pin.links())? {
+        for path in pin::entries(&self.pin.links())?
+            .into_iter()
+            .filter(|path| !xdp::is_pin(path))
+        {
             let index = pin::index_of(&path);
             if self.method == Method::Clsact || index.is_none_or(|index| !wanted.contains_key(&index)) {
                 pin::remove(&path)?;
@@ -108,11 +111,6 @@ impl Attacher {
         self.filtered.retain(|index| wanted.contains_key(index));
         Ok(())
     }
-}
-
-/// A device may go while it is being attached to; its end will be told, too.
-fn exists(index: u32) -> bool {
-    nix::net::if_::if_indextoname(index).is_ok()
 }
 
 /// How a program is attached to a device, if it is.

@@ -25,6 +25,7 @@ pub mod simulation;
 pub mod stale;
 pub mod table;
 mod tcx;
+pub mod xdp;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -38,6 +39,7 @@ use self::{
     object::Programs,
     pin::{PinDirectory, PinLock},
     programmer::Programmer,
+    xdp::{Express, ExpressAttacher},
 };
 use crate::{
     model::{ObjectName, Problem},
@@ -54,6 +56,8 @@ pub struct Options {
     pub pin: PinDirectory,
     /// How to attach
     pub attach: Method,
+    /// Which uplinks get XDP, and how
+    pub xdp: xdp::Policy,
     /// Number of entries of new tables, by name; tables that are pinned already keep theirs
     pub table_sizes: BTreeMap<String, u32>,
     /// Flow timeouts
@@ -70,6 +74,7 @@ impl Options {
         Self {
             pin,
             attach: Method::default(),
+            xdp: xdp::Policy::default(),
             table_sizes: BTreeMap::new(),
             timeouts: Timeouts::DEFAULT,
             collect_interval: Duration::from_secs(10),
@@ -82,6 +87,7 @@ impl Options {
 pub struct Dataplane {
     programs: Programs,
     attacher: Attacher,
+    express: ExpressAttacher,
     programmer: Programmer,
     collection: Collection,
     /// What was asked for last
@@ -118,6 +124,7 @@ impl Dataplane {
                 options.collect_interval,
                 now,
             )?,
+            express: ExpressAttacher::new(options.pin.clone(), options.xdp),
             attacher: Attacher::new(options.pin, options.attach),
             edges: BTreeMap::new(),
             device_problems: Vec::new(),
@@ -157,12 +164,14 @@ impl Dataplane {
     }
 
     fn sync_edges(&mut self, now: Duration) {
-        let devices = self.edges.iter().map(|(&index, edge)| (index, edge.device())).collect();
-        // The entry first: a program must find it with the first packet.
-        self.programmer.set_devices(&devices, now);
-        self.device_problems = self
-            .attacher
-            .sync(&mut self.programs, &self.edges)
+        // The entries first: a program must find them with the first packet. XDP hands packets only to devices that have it:
+        // said before it goes, and after it came.
+        self.write_devices(&self.express.standing(&self.edges), now);
+        let mut failed = self.attacher.sync(&mut self.programs, &self.edges);
+        let (states, express_failed) = self.express.sync(&mut self.programs, &self.edges);
+        self.write_devices(&states, now);
+        failed.extend(express_failed);
+        self.device_problems = failed
             .into_iter()
             .map(|(name, error)| Problem {
                 object: format!("device {name}"),
@@ -170,6 +179,16 @@ impl Dataplane {
                 reason: format!("{error:#}"),
             })
             .collect();
+    }
+
+    fn write_devices(&mut self, states: &BTreeMap<u32, Express>, now: Duration) {
+        let entry = |(&index, edge): (&u32, &Edge)| {
+            let mut device = edge.device();
+            device.flags |= states.get(&index).map_or(0, |state| state.flags());
+            (index, device)
+        };
+        let devices = self.edges.iter().map(entry).collect();
+        self.programmer.set_devices(&devices, now);
     }
 
     /// Does what time brings: frees old endpoint sets, tries again what failed, removes old flows. To be called about

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io};
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{ProgramError, SchedClassifier, TcError},
+    programs::{ProgramError, SchedClassifier, TcError, Xdp},
     sys::SyscallError,
     util::KernelVersion,
 };
@@ -135,6 +135,25 @@ impl Programs {
         let program: &mut SchedClassifier = program.try_into().with_context(|| format!("program {name}"))?;
         if program.fd().is_err() {
             program.load().map_err(|error| verification(name, error))?;
+        }
+        Ok(program)
+    }
+}
+
+impl Programs {
+    /// The XDP program, in the kernel: it is loaded when the first device needs it.
+    ///
+    /// # Errors
+    /// If the kernel refuses it.
+    pub(super) fn forward(&mut self) -> Result<&mut Xdp> {
+        const NAME: &str = "forward";
+        let program = self
+            .ebpf
+            .program_mut(NAME)
+            .with_context(|| format!("the eBPF object has no program {NAME}"))?;
+        let program: &mut Xdp = program.try_into().with_context(|| format!("program {NAME}"))?;
+        if program.fd().is_err() {
+            program.load().map_err(|error| verification(NAME, error))?;
         }
         Ok(program)
     }

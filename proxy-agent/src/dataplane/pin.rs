@@ -194,6 +194,11 @@ pub(super) fn index_of(path: &Path) -> Option<u32> {
     path.file_name()?.to_str()?.split('_').next()?.parse().ok()
 }
 
+/// Whether there is a device with an interface index: it may go while it is being attached to, and its end will be told, too.
+pub(super) fn device_exists(index: u32) -> bool {
+    nix::net::if_::if_indextoname(index).is_ok()
+}
+
 /// Holds the pin directory for this process; released on drop and by the kernel when the process ends.
 #[derive(Debug)]
 pub struct PinLock {

@@ -74,7 +74,7 @@ struct MapInfo {
     value_size: u32,
 }
 
-/// Beginning of `struct bpf_link_info` for a tcx link.
+/// Beginning of `struct bpf_link_info` for a tcx link; one of XDP has the same fields but for the last.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct TcxLinkInfo {

@@ -51,7 +51,12 @@ fn inspect(path: &Path) -> Result<Pinned> {
 
 /// Whether a program is attached to a device by a link of ours.
 pub(super) fn is_attached(pin: &PinDirectory, index: u32, hook: Hook) -> Result<bool> {
-    Ok(matches!(inspect(&link_pin(pin, index, hook))?, Pinned::Attached(_)))
+    is_link_attached(&link_pin(pin, index, hook))
+}
+
+/// Whether a program is attached by the link that is pinned at `path`, if one is.
+pub(super) fn is_link_attached(path: &Path) -> Result<bool> {
+    Ok(matches!(inspect(path)?, Pinned::Attached(_)))
 }
 
 /// Attaches a program to a device, or replaces the one that the pinned link has.

@@ -9,7 +9,7 @@ use std::{
 use anyhow::Result;
 use proxy_common::{
     datapath::Reason,
-    layout::{self, Plain, device_flags, tables},
+    layout::{self, Plain, device_flags, role, tables},
 };
 use serde::Serialize;
 
@@ -19,6 +19,7 @@ use crate::dataplane::{
     hook::Hook,
     pin::PinDirectory,
     table::{BoxedTable, TableError, Tables},
+    xdp::{self, Express},
 };
 
 /// All there is to say.
@@ -66,6 +67,10 @@ pub struct DeviceStatus {
     pub ingress: Option<&'static str>,
     /// How the egress program is attached
     pub egress: Option<&'static str>,
+    /// How XDP is attached: `native`, `generic`, or not at all
+    pub xdp: Option<Express>,
+    /// That, or why it isn't attached; `None` where it has no place: at pods and overlays
+    pub xdp_why: Option<String>,
     /// Address of masqueraded IPv4 packets that leave there
     pub masquerade_v4: Option<Ipv4Addr>,
     /// Address of masqueraded IPv6 packets that leave there
@@ -118,6 +123,8 @@ pub fn status(pin: &PinDirectory, tables: &Tables) -> Result<Status> {
 fn devices(pin: &PinDirectory, tables: &Tables) -> Result<Vec<DeviceStatus>> {
     let devices: BTreeMap<_, _> = tables.devices.entries()?.into_iter().collect();
     let status = |(index, device): (u32, layout::Device)| {
+        let xdp = xdp::attached(pin, index)?;
+        let xdp_state = xdp.or_else(|| Express::of(&device).filter(|state| state.is_none()));
         Ok(DeviceStatus {
             index,
             name: edge::name_of(&device),
@@ -131,6 +138,10 @@ fn devices(pin: &PinDirectory, tables: &Tables) -> Result<Vec<DeviceStatus>> {
             local_traffic: device.flags & device_flags::LOCAL_TRAFFIC != 0,
             ingress: attach::attached(pin, index, Hook::Ingress)?,
             egress: attach::attached(pin, index, Hook::Egress)?,
+            xdp,
+            xdp_why: xdp_state
+                .filter(|_| device.role == role::UPLINK)
+                .map(|state| state.to_string()),
             masquerade_v4: (device.masquerade_v4 != [0; 4]).then(|| device.masquerade_v4.into()),
             masquerade_v6: (device.masquerade_v6 != [0; 16]).then(|| device.masquerade_v6.into()),
         })
