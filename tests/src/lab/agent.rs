@@ -16,7 +16,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::{Lab, Node, PATIENCE, Pod, Protocol, Service, address, wait_until};
+use super::{Lab, Node, PATIENCE, Pod, Protocol, Service, Xdp, address, wait_until};
 
 /// How an agent is started, beyond what every agent in a lab is told.
 #[derive(Clone, Debug, Default)]
@@ -183,6 +183,7 @@ impl Lab {
                     .unwrap_or_else(|| self.pin_directory(node)),
             )
             .args(&options.arguments)
+            .args(self.xdp_of(&options).map(|mode| format!("--xdp={mode}")))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
@@ -202,6 +203,12 @@ impl Lab {
             child,
             options,
         })
+    }
+
+    /// The mode of XDP that an agent is told beside its options.
+    fn xdp_of(&self, options: &AgentOptions) -> Option<Xdp> {
+        self.xdp
+            .filter(|_| !options.arguments.iter().any(|argument| argument.starts_with("--xdp")))
     }
 
     /// Ends a process with the lab, even if this one is killed first.
@@ -312,8 +319,13 @@ impl Lab {
             let device = devices.iter().find(|device| device["name"] == name.as_str());
             device.is_some_and(|device| device["ingress"].is_string() && device["egress"].is_string())
         };
+        let has_xdp = self.xdp_of(&agent.options).is_none_or(|mode| {
+            let uplink = devices.iter().find(|device| device["name"] == "eth0");
+            uplink.is_some_and(|device| device["xdp"] == mode.name())
+        });
         let holds = |service: &Service| Ok(self.served_endpoints(node, service)? == service.endpoints());
         Ok(status["agent"]["process"] == agent.pid()
+            && has_xdp
             && self.pods().iter().filter(|pod| pod.node() == node).all(is_served)
             && self
                 .applied()

@@ -13,6 +13,7 @@ use super::{
     fabric::Fabric,
     owner::Estate,
     strict,
+    xdp::{self, Xdp, XdpWires},
 };
 
 /// Description of a lab.
@@ -23,6 +24,7 @@ pub struct Builder {
     outside: Option<Outside>,
     second_wire: bool,
     strict: bool,
+    xdp: Option<Xdp>,
     standing: Option<String>,
 }
 
@@ -34,6 +36,13 @@ struct Description {
 }
 
 impl Builder {
+    pub(super) fn new() -> Self {
+        Self {
+            xdp: xdp::asked(),
+            ..Self::default()
+        }
+    }
+
     /// A node with pods.
     #[must_use]
     pub fn node(mut self, name: &str, pods: &[&str]) -> Self {
@@ -111,9 +120,11 @@ impl Builder {
         // From here on a failure removes what was made: the estate's names are all a lab owns.
         self.raise(&estate)
             .inspect_err(|_| drop(estate.remove()))
-            .map(|(nodes, pods, fabric)| Lab {
+            .map(|(nodes, pods, fabric, wires)| Lab {
                 servers: Mutex::default(),
                 shape: self.shape,
+                xdp: self.xdp,
+                _xdp_wires: wires,
                 nodes,
                 pods,
                 fabric,
@@ -142,7 +153,7 @@ impl Builder {
         outcome.unwrap_or_else(|cause| panic::resume_unwind(cause))
     }
 
-    fn raise(&self, estate: &Estate) -> Result<(Vec<Node>, Vec<Pod>, Fabric)> {
+    fn raise(&self, estate: &Estate) -> Result<(Vec<Node>, Vec<Pod>, Fabric, Option<XdpWires>)> {
         let prefix = estate.prefix();
         let fabric = Fabric::raise(prefix, self.outside, self.second_wire)?;
         let mut nodes = Vec::new();
@@ -156,7 +167,11 @@ impl Builder {
             }
             nodes.push(node);
         }
-        Ok((nodes, pods, fabric))
+        let wires = self
+            .xdp
+            .map(|_| XdpWires::prepare(&nodes, &fabric.router))
+            .transpose()?;
+        Ok((nodes, pods, fabric, wires))
     }
 
     fn raise_node(&self, prefix: &str, name: &str, number: u8, fabric: &Fabric) -> Result<Node> {

@@ -82,6 +82,7 @@ mod shape;
 mod standing;
 mod statistics;
 pub mod strict;
+mod xdp;
 
 use std::{
     collections::BTreeMap,
@@ -112,6 +113,8 @@ pub use service::{FrontendKind, IpMode, Policy, Protocol, Service, State};
 pub use shape::{BridgeNetfilter, Cni, Interconnect, Shape};
 pub use standing::{Standing, standing};
 pub use statistics::{chi_square, percentile};
+use xdp::XdpWires;
+pub use xdp::{Xdp, under_xdp};
 
 /// How long anything in a lab may take before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -219,6 +222,8 @@ pub struct Lab {
     // Servers end before the estate, which holds the namespaces they are in, is removed.
     servers: Mutex<Vec<Server>>,
     shape: Shape,
+    xdp: Option<Xdp>,
+    _xdp_wires: Option<XdpWires>,
     nodes: Vec<Node>,
     pods: Vec<Pod>,
     fabric: Fabric,
@@ -232,7 +237,7 @@ pub struct Lab {
 impl Lab {
     /// Describes a lab.
     pub fn builder() -> Builder {
-        Builder::default()
+        Builder::new()
     }
 
     /// All nodes, in the order of the description.
