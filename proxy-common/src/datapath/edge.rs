@@ -74,18 +74,20 @@ fn enter<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
         }
         Err(skip) => return skip.into(),
     };
+    let mut known = true;
     if let Some((key, transport)) = &whole {
         if !frontend {
             return direct(tables, key, transport.tcp_flags);
         }
-        let found = established::<F, P, T, E>(packet, tables, environment, transport, key, Side::Destination);
-        if let Found::Rewritten(reason) = found {
-            return reason;
+        match established::<F, P, T, E>(packet, tables, environment, transport, key, Side::Destination) {
+            Found::Rewritten(reason) => return reason,
+            Found::Due => {}
+            Found::Nothing => known = false,
         }
     }
     tables.with_scratch(|scratch| {
         scratch.set_packet(whole);
-        ingress_slow::<F, P, T, E>(packet, tables, environment, scratch)
+        ingress_slow::<F, P, T, E>(packet, tables, environment, scratch, known)
     })
 }
 
@@ -188,13 +190,14 @@ fn established<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     ))
 }
 
-/// Ingress of a packet whose flow is new, or due for upkeep; or of a fragment.
+/// Ingress of a packet whose flow is new, or due for upkeep; or of a fragment. `known` unless there is no flow.
 #[inline(never)]
 fn ingress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &mut P,
     tables: &T,
     environment: &E,
     scratch: &mut Scratch<F::Address>,
+    known: bool,
 ) -> Reason {
     if scratch.is_fragment != 0 {
         match fragment::arrive::<F, P, T, E>(packet, tables, environment, scratch, INGRESS) {
@@ -203,7 +206,12 @@ fn ingress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
             Err(reason) => return reason,
         }
     }
-    let reason = match upkeep::keep::<F, T, E>(tables, environment, scratch) {
+    let kept = if known {
+        upkeep::keep::<F, T, E>(tables, environment, scratch)
+    } else {
+        Ok(false)
+    };
+    let reason = match kept {
         Ok(true) => reason_of(&scratch.value),
         Ok(false) => match first_packet::<F, T, E>(tables, environment, scratch) {
             Ok(()) => Reason::NewFlow,

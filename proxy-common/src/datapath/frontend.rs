@@ -23,11 +23,16 @@ pub fn find<A: AddressBytes, T: Tables<A>>(
         if tables.service(&exact, service) {
             return Ok(());
         }
-        if tables.address_flags(&key.destination) & address_flags::NODE_PORTS != 0 {
+        let own = tables.address_flags(&key.destination);
+        if own & address_flags::NODE_PORTS != 0 {
             let node_port = ServiceKey::new(A::default(), key.destination_port, key.protocol);
             if tables.service(&node_port, service) {
                 return Ok(());
             }
+        }
+        if own != 0 {
+            // The node's own traffic, which is to cost little.
+            return Err(Reason::NoFrontend);
         }
     }
     let wildcard = ServiceKey::wildcard(key.destination);
