@@ -112,6 +112,10 @@ impl Kernel {
         for spec in [tables::FLOWS_V4, tables::FLOWS_V6] {
             loader.map_max_entries(spec.name, flows);
         }
+        // They are read whole after every packet.
+        for spec in [tables::FRAGMENTS_V4, tables::FRAGMENTS_V6, tables::HELD_FRAGMENTS] {
+            loader.map_max_entries(spec.name, 64);
+        }
         // As in use: logging is off, and costs nothing.
         loader.override_global("AYA_LOG_LEVEL", &0u8, true);
         let mut ebpf = loader.load(&object).context("cannot make the maps")?;

@@ -13,7 +13,7 @@ use proxy_common::{
 use proxy_tests::{
     fixtures::{
         ETHERNET, Half, Packet, Pair, Places, Scenario, TIMEOUTS, TestFamily, answer, conversations, endpoints,
-        headers, icmp_error, icmp_errors, rejects,
+        fragments, headers, icmp_error, icmp_errors, rejects,
     },
     skip,
     test_run::{self, DROP, Kernel, REDIRECT},
@@ -75,6 +75,22 @@ fn icmp_errors_ipv6() -> Result<()> {
         skip!("{obstacle}");
     }
     play::<V6>(&icmp_errors::<V6>())
+}
+
+#[test]
+fn fragments_ipv4() -> Result<()> {
+    if let Some(obstacle) = test_run::obstacle() {
+        skip!("{obstacle}");
+    }
+    play::<V4>(&fragments::<V4>())
+}
+
+#[test]
+fn fragments_ipv6() -> Result<()> {
+    if let Some(obstacle) = test_run::obstacle() {
+        skip!("{obstacle}");
+    }
+    play::<V6>(&fragments::<V6>())
 }
 
 #[test]

@@ -27,10 +27,17 @@ type Changes<A> = Rc<RefCell<HashMap<FlowKey<A>, Option<FlowValue<A>>>>>;
 /// Endpoints that clients used last, as packets changed them.
 type Affinities<A> = HashMap<AffinityKey<A>, AffinityValue<A>>;
 
-/// What becomes of fragments; `None` is what was removed.
-pub type Fragments<A> = HashMap<FragmentKey<A>, Option<FragmentValue<A>>>;
-/// Fragments that wait; `None` is one that was removed.
-pub type HeldFragments = HashMap<HeldKey, Option<Box<HeldFragment>>>;
+/// What becomes of fragments, as packets changed it; `None` is what was removed.
+type FragmentChanges<A> = HashMap<FragmentKey<A>, Option<FragmentValue<A>>>;
+
+/// Fragments that wait, as packets changed them; `None` is one that was removed.
+type HeldChanges = HashMap<HeldKey, Option<Box<HeldFragment>>>;
+
+/// What becomes of fragments.
+pub type Fragments<A> = BTreeMap<FragmentKey<A>, FragmentValue<A>>;
+
+/// Fragments that wait: their bytes.
+pub type HeldFragments = BTreeMap<HeldKey, Vec<u8>>;
 
 /// Flows by key.
 pub type Flows<A> = BTreeMap<FlowKey<A>, FlowValue<A>>;
@@ -41,8 +48,8 @@ pub struct Simulation<'a, F: Family> {
     tables: &'a Tables,
     changes: Changes<F::Address>,
     affinities: RefCell<Affinities<F::Address>>,
-    fragments: RefCell<Fragments<F::Address>>,
-    held: RefCell<HeldFragments>,
+    fragments: RefCell<FragmentChanges<F::Address>>,
+    held: RefCell<HeldChanges>,
     resent: RefCell<Vec<Vec<u8>>>,
     reasons: RefCell<BTreeMap<Reason, Counter>>,
     services: RefCell<BTreeMap<u32, ServiceCounter>>,
@@ -139,14 +146,27 @@ impl<'a, F: Family> Simulation<'a, F> {
         self.resent.take()
     }
 
-    /// What packets changed of what becomes of fragments; `None` is what was removed.
-    pub fn fragments(&self) -> Fragments<F::Address> {
-        self.fragments.borrow().clone()
+    /// What becomes of fragments now: what the tables say, and what packets changed.
+    ///
+    /// # Errors
+    /// If the table could not be read.
+    pub fn fragments(&self) -> Result<Fragments<F::Address>, TableError>
+    where
+        F::Address: Ord,
+    {
+        let mut fragments: BTreeMap<_, _> = self.family.fragments.entries()?.into_iter().collect();
+        merge(&mut fragments, self.fragments.borrow().iter(), |value| *value);
+        Ok(fragments)
     }
 
-    /// What packets changed of the fragments that wait; `None` is what was removed.
-    pub fn held_fragments(&self) -> HeldFragments {
-        self.held.borrow().clone()
+    /// Every fragment that waits now.
+    ///
+    /// # Errors
+    /// If the table could not be read.
+    pub fn held_fragments(&self) -> Result<HeldFragments, TableError> {
+        let mut held = held_fragments(self.tables)?;
+        merge(&mut held, self.held.borrow().iter(), |fragment| bytes(fragment));
+        Ok(held)
     }
 
     /// Every flow there is now: those of the tables, and what packets changed.
@@ -158,12 +178,7 @@ impl<'a, F: Family> Simulation<'a, F> {
         F::Address: Ord,
     {
         let mut flows: BTreeMap<_, _> = self.family.flows.entries()?.into_iter().collect();
-        for (key, value) in self.changes.borrow().iter() {
-            match value {
-                Some(value) => flows.insert(*key, *value),
-                None => flows.remove(key),
-            };
-        }
+        merge(&mut flows, self.changes.borrow().iter(), |value| *value);
         Ok(flows)
     }
 
@@ -208,6 +223,38 @@ impl<'a, F: Family> Simulation<'a, F> {
     fn may_be_in(&self, filter: &BoxedTable<u32, u64>, address: &F::Address) -> bool {
         let (word, bit) = filter_bit(address);
         self.get(filter, &word).is_some_and(|bits| bits & bit != 0)
+    }
+}
+
+/// The fragments that wait in a table.
+///
+/// # Errors
+/// If it could not be read.
+pub fn held_fragments(tables: &Tables) -> Result<HeldFragments, TableError> {
+    let mut held = HeldFragments::new();
+    tables.held_fragments.scan(&mut |key, fragment| {
+        held.insert(key, bytes(&fragment));
+    })?;
+    Ok(held)
+}
+
+/// The bytes of a fragment.
+fn bytes(fragment: &HeldFragment) -> Vec<u8> {
+    let length = fragment.bytes.len().min(fragment.length as usize);
+    fragment.bytes[..length].to_vec()
+}
+
+/// Writes changes over what was read of a table.
+fn merge<'a, K: Copy + Ord + 'a, C: 'a, V>(
+    entries: &mut BTreeMap<K, V>,
+    changes: impl Iterator<Item = (&'a K, &'a Option<C>)>,
+    value: impl Fn(&C) -> V,
+) {
+    for (key, change) in changes {
+        match change {
+            Some(changed) => entries.insert(*key, value(changed)),
+            None => entries.remove(key),
+        };
     }
 }
 

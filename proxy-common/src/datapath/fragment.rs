@@ -113,19 +113,21 @@ fn record<F: Family, T: Tables<F::Address>, E: Environment>(
 ) -> Option<u32> {
     let now = environment.now();
     let flow = &scratch.value;
-    let known = FragmentValue {
-        address: flow.address,
-        service: flow.service,
+    let mut known = FragmentValue {
         since: now,
-        queue: 0,
-        address_difference: flow.address_difference,
         fate: match scratch.reason.verdict() {
             Verdict::Continue | Verdict::Hold => fate::PASSED,
             Verdict::Rewrite if flow.flags & flow_flags::MASQUERADE != 0 => fate::MASQUERADED,
             Verdict::Rewrite => fate::REWRITTEN,
             Verdict::Reject | Verdict::Drop => fate::REFUSED,
         },
+        ..FragmentValue::default()
     };
+    if matches!(known.fate, fate::REWRITTEN | fate::MASQUERADED) {
+        known.address = flow.address;
+        known.service = flow.service;
+        known.address_difference = flow.address_difference;
+    }
     scratch.fragment = known;
     let (key, value) = (&scratch.fragment_key, &mut scratch.fragment);
     if tables.insert_fragment(key, value, InsertMode::New) != Err(InsertError::Exists) {
