@@ -64,6 +64,12 @@ impl RequestError {
         matches!(self, Self::Connect(error) | Self::Exchange(error) if error.kind() == io::ErrorKind::ConnectionRefused)
     }
 
+    /// Whether a router said that a packet was too long for the path (ICMPv6 packet too big).
+    pub fn is_too_long(&self) -> bool {
+        let too_long = Some(nix::errno::Errno::EMSGSIZE as i32);
+        matches!(self, Self::Connect(error) | Self::Exchange(error) if error.raw_os_error() == too_long)
+    }
+
     /// Whether nothing came back at all.
     pub fn is_timeout(&self) -> bool {
         let kinds = [io::ErrorKind::TimedOut, io::ErrorKind::WouldBlock];

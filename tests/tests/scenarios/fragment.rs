@@ -1,23 +1,25 @@
 //! Datagrams larger than the MTU: every kind of frontend, both families, there and back, in whatever order the fragments come.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_common::datapath::Reason;
 use proxy_tests::{
-    lab::{Family, Lab, Policy, Protocol, Service, UdpClient, raw},
+    lab::{
+        BridgeNetfilter, Cni, Family, Interconnect, Lab, Policy, Protocol, RequestError, Service, Shape, UdpClient, raw,
+    },
     require_root,
 };
 
 use super::{
     POD_PORT, PORT,
-    outside::{cluster, expose_each, frontends, start_agents},
+    outside::{cluster, expose, expose_each, frontends, start_agents},
 };
 
-/// Payloads of datagrams: three fragments, and about as many as there can be. Every MTU here is 1500.
+/// Payloads of datagrams: three fragments, and about as many as there can be.
 const LENGTHS: [usize; 2] = [4000, 60_000];
-/// Payload of raw fragments.
-const SIZE: u16 = 1448;
+/// Payload of raw fragments, which fit into every MTU.
+const SIZE: u16 = 1232;
 
 /// The UDP frontends of a Service for a client outside, and in the cluster.
 fn datagram_frontends(lab: &Lab, service: &Service, from: &str) -> Vec<SocketAddr> {
@@ -43,7 +45,11 @@ fn large_datagrams_are_answered(lab: &Lab, clients: &[&str], services: &[(&str, 
             for to in datagram_frontends(lab, service, from) {
                 for length in LENGTHS {
                     let ask = || UdpClient::bind(0, to)?.ask_with(to, &payload(length));
-                    let answer = lab.namespace(from).run(ask);
+                    let mut answer = lab.namespace(from).run(ask);
+                    // Of a path narrower than its own link a client learns so (RFC 8201), and sends again.
+                    if answer.as_ref().is_err_and(RequestError::is_too_long) {
+                        answer = lab.namespace(from).run(ask);
+                    }
                     let answer = answer.with_context(|| format!("{length} bytes from {from} to {to}, {backend}"))?;
                     ensure!(
                         answer.backend == *backend,
@@ -132,6 +138,21 @@ fn send_in_fragments(
         .try_for_each(|index| raw::send(lab.namespace(namespace), &fragments[order(index, fragments.len())]))
 }
 
+/// The address that a client's datagrams to `to` are from.
+fn local_address(lab: &Lab, from: &str, client: &UdpClient, to: SocketAddr) -> Result<SocketAddr> {
+    let any: IpAddr = if to.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    let local = || -> Result<IpAddr> {
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect(to)?;
+        Ok(socket.local_addr()?.ip())
+    };
+    Ok(SocketAddr::new(lab.namespace(from).run(local)?, client.local_port()?))
+}
+
 /// Requests and answers in fragments, out of order.
 fn order_does_not_matter(lab: &Lab, clients: &[&str], services: &[(&str, Service)]) -> Result<()> {
     let mut identification = 1;
@@ -140,12 +161,8 @@ fn order_does_not_matter(lab: &Lab, clients: &[&str], services: &[(&str, Service
             for to in datagram_frontends(lab, service, from) {
                 let mut client = lab.namespace(from).run(|| UdpClient::bind(0, to))?;
                 let seen = client.ask(to)?;
+                let ends = (local_address(lab, from, &client, to)?, to);
                 let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
-                let own = match *from {
-                    "outside" => proxy_tests::lab::address::OUTSIDE,
-                    pod => lab.pod(pod).addresses(),
-                };
-                let ends = (own.with_port(family, client.local_port()?), to);
                 let server = lab.pod(backend).addresses().with_port(family, POD_PORT);
                 for length in LENGTHS {
                     for (name, order) in ORDERS {
@@ -218,7 +235,7 @@ fn fragments_for_the_node_in_any_order() -> Result<()> {
         for family in Family::ALL {
             let to = lab.node("node-a").addresses().with_port(family, POD_PORT);
             let client = lab.namespace("outside").run(|| UdpClient::bind(0, to))?;
-            let own = proxy_tests::lab::address::OUTSIDE.with_port(family, client.local_port()?);
+            let own = local_address(lab, "outside", &client, to)?;
             for (name, order) in ORDERS {
                 identification += 1;
                 send_in_fragments(lab, "outside", (own, to), &payload(4000), (identification, order))?;
@@ -226,6 +243,87 @@ fn fragments_for_the_node_in_any_order() -> Result<()> {
                 ensure!(by == to && echo.ends_with(&payload(4000)), "{family}, {name}: by {by}");
             }
         }
+        Ok(())
+    })
+}
+
+/// What a node itself sends to endpoints is looked at where it leaves, for a masquerade may have its ports.
+fn fragments_of_the_node_in_any_order(lab: &Lab) -> Result<()> {
+    let mut identification = 1;
+    for backend in ["near", "far"] {
+        for family in Family::ALL {
+            let to = lab.pod(backend).addresses().with_port(family, POD_PORT);
+            let client = lab.namespace("node-a").run(|| UdpClient::bind(0, to))?;
+            let own = local_address(lab, "node-a", &client, to)?;
+            for (name, order) in ORDERS {
+                identification += 1;
+                send_in_fragments(lab, "node-a", (own, to), &payload(4000), (identification, order))?;
+                let (echo, by) = client
+                    .receive()
+                    .with_context(|| format!("{family}, {backend}, {name}"))?;
+                ensure!(by == to && echo.ends_with(&payload(4000)), "{family}, {name}: by {by}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Between the nodes packets have no Ethernet header, or one of the tunnel's; of a bridge the ports are served.
+#[test]
+fn fragments_in_any_order_in_every_shape() -> Result<()> {
+    require_root!();
+    for interconnect in [Interconnect::Tunnel, Interconnect::Vxlan] {
+        let shape = Shape {
+            cni: Cni::Bridge(BridgeNetfilter::Off),
+            interconnect,
+        };
+        cluster().shape(shape).run(|lab| {
+            let services = expose_each(lab, &["near", "far"], Policy::Cluster)?;
+            let _agents = start_agents(lab)?;
+            large_datagrams_are_answered(lab, &["outside", "client"], &services)?;
+            order_does_not_matter(lab, &["outside", "client"], &services).with_context(|| shape.to_string())?;
+            fragments_of_the_node_in_any_order(lab).with_context(|| shape.to_string())?;
+            nothing_arrived_broken(lab)
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn fragments_of_the_node_itself() -> Result<()> {
+    require_root!();
+    cluster().run(|lab| {
+        let _services = expose_each(lab, &["near", "far"], Policy::Cluster)?;
+        let _agents = start_agents(lab)?;
+        fragments_of_the_node_in_any_order(lab)
+    })
+}
+
+/// behaviour.md 4.1: the first fragment is answered like a whole packet, the others go nowhere.
+#[test]
+fn rule_4_1_large_datagrams_are_refused() -> Result<()> {
+    require_root!();
+    cluster().run(|lab| {
+        let service = expose(lab, "web", 1, &[])?;
+        lab.apply(&service)?;
+        let _agents = start_agents(lab)?;
+        let mut asked = 0;
+        for from in ["outside", "client"] {
+            for to in datagram_frontends(lab, &service, from) {
+                let ask = || UdpClient::bind(0, to)?.ask_with(to, &payload(4000));
+                let refused = lab.namespace(from).run(ask);
+                ensure!(
+                    refused.as_ref().is_err_and(RequestError::is_refused),
+                    "from {from} to {to}: {refused:?}"
+                );
+                asked += 1;
+            }
+        }
+        let dropped = count(lab, "node-a", Reason::FragmentRefused)?;
+        ensure!(
+            dropped == 2 * asked,
+            "{dropped} fragments of {asked} datagrams were dropped"
+        );
         Ok(())
     })
 }
