@@ -118,8 +118,10 @@ fn large_datagrams_on_strict_nodes() -> Result<()> {
     })
 }
 
-/// Orders in which fragments are sent: which of so many is the `index`th.
-const ORDERS: [(&str, fn(usize, usize) -> usize); 3] = [
+/// An order in which fragments are sent: of this place of so many, the fragment.
+type Order = fn(usize, usize) -> usize;
+
+const ORDERS: [(&str, Order); 3] = [
     ("last first", |index, count| count - 1 - index),
     ("first last", |index, count| (index + 1) % count),
     ("first in the middle", |index, count| (index + count / 2) % count),
@@ -131,7 +133,7 @@ fn send_in_fragments(
     namespace: &str,
     (from, to): (SocketAddr, SocketAddr),
     payload: &[u8],
-    (identification, order): (u16, fn(usize, usize) -> usize),
+    (identification, order): (u16, Order),
 ) -> Result<()> {
     let fragments = raw::fragments(&raw::udp(from, to, payload)?, SIZE, identification)?;
     (0..fragments.len())
