@@ -16,7 +16,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::{Lab, Node, PATIENCE, Pod, Protocol, Service, Xdp, address, wait_until};
+use super::{Lab, Node, PATIENCE, Pod, Protocol, Service, address, wait_until};
 
 /// How an agent is started, beyond what every agent in a lab is told.
 #[derive(Clone, Debug, Default)]
@@ -205,10 +205,18 @@ impl Lab {
         })
     }
 
-    /// The mode of XDP that an agent is told beside its options.
-    fn xdp_of(&self, options: &AgentOptions) -> Option<Xdp> {
-        self.xdp
-            .filter(|_| !options.arguments.iter().any(|argument| argument.starts_with("--xdp")))
+    /// The mode of XDP that an agent is told for all devices, by an argument `--xdp=MODE` or by the lab. One that is told
+    /// otherwise (`--xdp`, then a rule) is left at that.
+    fn xdp_of(&self, options: &AgentOptions) -> Option<String> {
+        if options.arguments.iter().any(|argument| argument == "--xdp") {
+            return None;
+        }
+        let told = options
+            .arguments
+            .iter()
+            .find_map(|argument| argument.strip_prefix("--xdp="));
+        told.map(str::to_owned)
+            .or_else(|| self.xdp.map(|mode| mode.to_string()))
     }
 
     /// Ends a process with the lab, even if this one is killed first.
@@ -319,9 +327,16 @@ impl Lab {
             let device = devices.iter().find(|device| device["name"] == name.as_str());
             device.is_some_and(|device| device["ingress"].is_string() && device["egress"].is_string())
         };
+        let uplink = devices.iter().find(|device| device["name"] == "eth0");
         let has_xdp = self.xdp_of(&agent.options).is_none_or(|mode| {
-            let uplink = devices.iter().find(|device| device["name"] == "eth0");
-            uplink.is_some_and(|device| device["xdp"] == mode.name())
+            let attached = uplink.map_or(&Value::Null, |device| &device["xdp"]);
+            // Whether a driver can do it is the test's to know.
+            mode == "auto"
+                || if mode == "off" {
+                    attached.is_null()
+                } else {
+                    *attached == mode.as_str()
+                }
         });
         let holds = |service: &Service| Ok(self.served_endpoints(node, service)? == service.endpoints());
         Ok(status["agent"]["process"] == agent.pid()

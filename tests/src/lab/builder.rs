@@ -120,11 +120,10 @@ impl Builder {
         // From here on a failure removes what was made: the estate's names are all a lab owns.
         self.raise(&estate)
             .inspect_err(|_| drop(estate.remove()))
-            .map(|(nodes, pods, fabric, wires)| Lab {
+            .map(|(nodes, pods, fabric)| Lab {
                 servers: Mutex::default(),
                 shape: self.shape,
                 xdp: self.xdp,
-                _xdp_wires: wires,
                 nodes,
                 pods,
                 fabric,
@@ -153,9 +152,9 @@ impl Builder {
         outcome.unwrap_or_else(|cause| panic::resume_unwind(cause))
     }
 
-    fn raise(&self, estate: &Estate) -> Result<(Vec<Node>, Vec<Pod>, Fabric, Option<XdpWires>)> {
+    fn raise(&self, estate: &Estate) -> Result<(Vec<Node>, Vec<Pod>, Fabric)> {
         let prefix = estate.prefix();
-        let fabric = Fabric::raise(prefix, self.outside, self.second_wire)?;
+        let mut fabric = Fabric::raise(prefix, self.outside, self.second_wire)?;
         let mut nodes = Vec::new();
         let mut pods = Vec::new();
         for (description, number) in self.nodes.iter().zip(1..) {
@@ -167,11 +166,10 @@ impl Builder {
             }
             nodes.push(node);
         }
-        let wires = self
-            .xdp
-            .map(|_| XdpWires::prepare(&nodes, &fabric.router))
-            .transpose()?;
-        Ok((nodes, pods, fabric, wires))
+        if self.xdp.is_some() {
+            fabric.xdp = Some(XdpWires::prepare(&nodes, &fabric.router)?);
+        }
+        Ok((nodes, pods, fabric))
     }
 
     fn raise_node(&self, prefix: &str, name: &str, number: u8, fabric: &Fabric) -> Result<Node> {

@@ -5,6 +5,7 @@ use anyhow::Result;
 use super::{
     Addresses, Lab, Namespace,
     address::{self, BORDER, OUTSIDE, OUTSIDE_GATEWAY, ROUTER, ROUTER_TO_BORDER, SECOND_ROUTER},
+    xdp::XdpWires,
 };
 
 /// Where the client outside the cluster is.
@@ -22,6 +23,8 @@ pub(super) struct Fabric {
     pub(super) router: Namespace,
     pub(super) border: Option<Namespace>,
     pub(super) outside: Option<Namespace>,
+    /// Where nodes have XDP: what their wires need for it
+    pub(super) xdp: Option<XdpWires>,
 }
 
 impl Fabric {
@@ -30,6 +33,7 @@ impl Fabric {
             router: raise_router(prefix, second_wire)?,
             border: None,
             outside: None,
+            xdp: None,
         };
         if let Some(place) = outside {
             fabric.raise_outside(prefix, place)?;

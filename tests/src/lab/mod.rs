@@ -113,8 +113,7 @@ pub use service::{FrontendKind, IpMode, Policy, Protocol, Service, State};
 pub use shape::{BridgeNetfilter, Cni, Interconnect, Shape};
 pub use standing::{Standing, standing};
 pub use statistics::{chi_square, percentile};
-use xdp::XdpWires;
-pub use xdp::{Xdp, under_xdp};
+pub use xdp::{ForeignXdp, Xdp, under_xdp};
 
 /// How long anything in a lab may take before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -223,7 +222,6 @@ pub struct Lab {
     servers: Mutex<Vec<Server>>,
     shape: Shape,
     xdp: Option<Xdp>,
-    _xdp_wires: Option<XdpWires>,
     nodes: Vec<Node>,
     pods: Vec<Pod>,
     fabric: Fabric,

@@ -89,6 +89,25 @@ impl XdpWires {
     }
 }
 
+/// An XDP program of another owner, attached as long as this lives.
+#[derive(Debug)]
+pub struct ForeignXdp(Ebpf);
+
+impl ForeignXdp {
+    /// Attaches one to a device, in its driver.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn attach(namespace: &Namespace, device: &str) -> Result<Self> {
+        Ok(Self(namespace.run(|| pass_all(device))?))
+    }
+
+    /// Detaches it.
+    pub fn detach(self) {
+        drop(self.0);
+    }
+}
+
 /// Attaches an XDP program that lets every packet pass.
 fn pass_all(device: &str) -> Result<Ebpf> {
     const NAME: &str = "pass";
