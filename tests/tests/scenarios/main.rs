@@ -16,6 +16,7 @@ mod rollout;
 mod shape;
 mod silence;
 mod size;
+mod xdp;
 
 use anyhow::Result;
 use proxy_tests::lab::{Addresses, Lab, Protocol, Service, address};

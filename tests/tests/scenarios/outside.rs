@@ -118,13 +118,13 @@ fn clients_are_masqueraded(lab: &Lab) -> Result<()> {
 }
 
 #[test]
-fn rule_5_4_policy_cluster_serves_and_masquerades_clients_from_outside() -> Result<()> {
+pub(super) fn rule_5_4_policy_cluster_serves_and_masquerades_clients_from_outside() -> Result<()> {
     require_root!();
     cluster().run(|lab| clients_are_masqueraded(lab))
 }
 
 #[test]
-fn rule_5_4_on_strict_nodes_in_every_shape() -> Result<()> {
+pub(super) fn rule_5_4_on_strict_nodes_in_every_shape() -> Result<()> {
     require_root!();
     for shape in Shape::ALL {
         cluster().shape(shape).strict().run(|lab| {
@@ -140,7 +140,7 @@ fn rule_5_4_on_strict_nodes_in_every_shape() -> Result<()> {
 
 /// Pods that use an external frontend are masqueraded as well (behaviour.md 5.4).
 #[test]
-fn rule_5_4_policy_cluster_masquerades_pods() -> Result<()> {
+pub(super) fn rule_5_4_policy_cluster_masquerades_pods() -> Result<()> {
     require_root!();
     cluster().run(|lab| {
         let services = expose_each(lab, &["near", "far"], Policy::Cluster)?;
@@ -167,13 +167,13 @@ fn clients_are_seen(lab: &Lab) -> Result<()> {
 }
 
 #[test]
-fn rule_5_5_policy_local_keeps_the_clients_address() -> Result<()> {
+pub(super) fn rule_5_5_policy_local_keeps_the_clients_address() -> Result<()> {
     require_root!();
     cluster().run(|lab| clients_are_seen(lab))
 }
 
 #[test]
-fn rule_5_5_on_strict_nodes() -> Result<()> {
+pub(super) fn rule_5_5_on_strict_nodes() -> Result<()> {
     require_root!();
     cluster().strict().run(|lab| {
         lab.admit_outside()?;
@@ -186,7 +186,7 @@ fn rule_5_5_on_strict_nodes() -> Result<()> {
 
 /// A pod of the cluster gets any endpoint under policy Local, and is seen as itself.
 #[test]
-fn rule_5_6_policy_local_gives_pods_the_whole_cluster() -> Result<()> {
+pub(super) fn rule_5_6_policy_local_gives_pods_the_whole_cluster() -> Result<()> {
     require_root!();
     cluster().run(|lab| {
         let services = expose_each(lab, &["far"], Policy::Local)?;
@@ -203,7 +203,7 @@ fn rule_5_6_policy_local_gives_pods_the_whole_cluster() -> Result<()> {
 
 /// Clients stay with one endpoint, whichever frontend of a service port they use (behaviour.md 6.1).
 #[test]
-fn rule_6_1_affinity_is_shared_by_all_frontends_of_a_port() -> Result<()> {
+pub(super) fn rule_6_1_affinity_is_shared_by_all_frontends_of_a_port() -> Result<()> {
     require_root!();
     cluster().run(|lab| {
         let service = expose(lab, "web", 1, &["near", "far"])?.affinity(Duration::from_hours(1));
@@ -233,7 +233,7 @@ fn rule_6_1_affinity_is_shared_by_all_frontends_of_a_port() -> Result<()> {
 /// Only the primary address has nodePorts by default; at another one a server of the node answers. At the primary address it
 /// is shadowed (behaviour.md 3.6, 3.8, 3.9).
 #[test]
-fn rule_3_8_a_node_port_at_another_address_is_left_alone() -> Result<()> {
+pub(super) fn rule_3_8_a_node_port_at_another_address_is_left_alone() -> Result<()> {
     require_root!();
     cluster().second_uplink().run(|lab| {
         let service = expose(lab, "web", 1, &["near"])?;
@@ -256,7 +256,7 @@ fn rule_3_8_a_node_port_at_another_address_is_left_alone() -> Result<()> {
 
 /// Requests come in by the second uplink, from two routers away; answers leave by the first one.
 #[test]
-fn a_request_by_one_uplink_is_answered_by_the_other() -> Result<()> {
+pub(super) fn a_request_by_one_uplink_is_answered_by_the_other() -> Result<()> {
     require_root!();
     let nodes = Lab::builder()
         .node("node-a", &["client", "near"])
@@ -286,7 +286,7 @@ fn a_request_by_one_uplink_is_answered_by_the_other() -> Result<()> {
 
 /// 1 MiB each way over TCP, datagrams of all alignments, right checksums everywhere.
 #[test]
-fn bulk_arrives_unchanged() -> Result<()> {
+pub(super) fn bulk_arrives_unchanged() -> Result<()> {
     const MEBIBYTE: usize = 1 << 20;
     require_root!();
     cluster().run(|lab| {

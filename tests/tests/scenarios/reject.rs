@@ -46,7 +46,7 @@ fn ensure_refused(what: &str, within: Duration, ask: impl FnOnce() -> ErrorKind)
 /// behaviour.md 4.1: TCP and UDP, both families, small packets and those of segmentation offload, whole checksums and those
 /// that a device is to complete.
 #[test]
-fn rule_4_1_a_service_without_endpoints_refuses_at_once() -> Result<()> {
+pub(super) fn rule_4_1_a_service_without_endpoints_refuses_at_once() -> Result<()> {
     require_root!();
     Lab::builder()
         .node("node-a", &["client", "web-1"])
@@ -115,7 +115,7 @@ fn cluster_ips(service: &Service, port: u16) -> Vec<(Protocol, SocketAddr)> {
 
 /// behaviour.md 4.1: by every kind of frontend, whatever the policies, from pods and from outside.
 #[test]
-fn rule_4_1_without_endpoints_every_frontend_refuses() -> Result<()> {
+pub(super) fn rule_4_1_without_endpoints_every_frontend_refuses() -> Result<()> {
     require_root!();
     for policy in [Policy::Cluster, Policy::Local] {
         outside::cluster().run(|lab| {
@@ -133,7 +133,7 @@ fn rule_4_1_without_endpoints_every_frontend_refuses() -> Result<()> {
 
 /// behaviour.md 4.6
 #[test]
-fn rule_4_6_a_wrong_port_of_a_cluster_ip_refuses() -> Result<()> {
+pub(super) fn rule_4_6_a_wrong_port_of_a_cluster_ip_refuses() -> Result<()> {
     require_root!();
     outside::cluster().run(|lab| {
         let service = serve(lab, "web", 1, &["near"])?;

@@ -88,20 +88,20 @@ fn rolling_update(policy: Policy) -> Result<()> {
 }
 
 #[test]
-fn a_rolling_update_loses_no_request_under_policy_cluster() -> Result<()> {
+pub(super) fn a_rolling_update_loses_no_request_under_policy_cluster() -> Result<()> {
     require_root!();
     rolling_update(Policy::Cluster)
 }
 
 #[test]
-fn a_rolling_update_loses_no_request_under_policy_local() -> Result<()> {
+pub(super) fn a_rolling_update_loses_no_request_under_policy_local() -> Result<()> {
     require_root!();
     rolling_update(Policy::Local)
 }
 
 /// An endpoint that is no longer ready loses its clients, and does not get them back when it is again.
 #[test]
-fn rule_6_4_affinity_ends_with_the_endpoint() -> Result<()> {
+pub(super) fn rule_6_4_affinity_ends_with_the_endpoint() -> Result<()> {
     require_root!();
     cluster().run(|lab| {
         let service = expose(lab, "web", 1, &["old-1", "old-2"])?.affinity(Duration::from_hours(1));
@@ -127,7 +127,7 @@ fn rule_6_4_affinity_ends_with_the_endpoint() -> Result<()> {
 
 /// Clients use the endpoints that are hinted for the zone of the node they come in by, whatever the frontend.
 #[test]
-fn rule_2_5_zone_hints_choose_among_endpoints() -> Result<()> {
+pub(super) fn rule_2_5_zone_hints_choose_among_endpoints() -> Result<()> {
     require_root!();
     cluster().run(|lab| {
         let service = expose(lab, "web", 1, &["old-1", "old-2"])?;

@@ -81,7 +81,7 @@ fn cluster_ips(service: &Service, port: u16) -> Vec<(Protocol, SocketAddr)> {
 }
 
 #[test]
-fn rule_4_2_internal_policy_local_drops_without_local_endpoint() -> Result<()> {
+pub(super) fn rule_4_2_internal_policy_local_drops_without_local_endpoint() -> Result<()> {
     require_root!();
     cluster().run(|lab| {
         let served = serve(lab, "served", 9, &["near"])?.frontend(Family::V4, PORT);
@@ -96,7 +96,7 @@ fn rule_4_2_internal_policy_local_drops_without_local_endpoint() -> Result<()> {
 }
 
 #[test]
-fn rule_4_3_external_policy_local_drops_without_local_endpoint() -> Result<()> {
+pub(super) fn rule_4_3_external_policy_local_drops_without_local_endpoint() -> Result<()> {
     require_root!();
     cluster().run(|lab| {
         let other = expose(lab, "other", 2, &["near"])?;
@@ -115,7 +115,7 @@ fn rule_4_3_external_policy_local_drops_without_local_endpoint() -> Result<()> {
 
 /// Only the address of the load balancer asks where a client comes from.
 #[test]
-fn rule_3_10_source_ranges_guard_the_load_balancer_alone() -> Result<()> {
+pub(super) fn rule_3_10_source_ranges_guard_the_load_balancer_alone() -> Result<()> {
     require_root!();
     cluster().run(|lab| {
         let allowed = expose(lab, "allowed", 1, &["near"])?.source_ranges(&["192.0.2.0/24", "2001:db8::/64"]);

@@ -38,7 +38,7 @@ fn path_mtu_is_discovered(protocol: Protocol, exchange: impl Fn(SocketAddr) -> R
 }
 
 #[test]
-fn tcp_discovers_the_path_mtu_through_every_frontend() -> Result<()> {
+pub(super) fn tcp_discovers_the_path_mtu_through_every_frontend() -> Result<()> {
     require_root!();
     path_mtu_is_discovered(Protocol::Tcp, |to| {
         let mut connection = Connection::open(to)?;
