@@ -5,6 +5,7 @@ mod comparison;
 mod iptables;
 mod manifests;
 mod nftables;
+mod node_port;
 mod paths;
 mod programs;
 mod report;
@@ -26,6 +27,8 @@ enum Part {
     Programs,
     /// Requests from pod to pod, beside kube-proxy's rules
     Traffic,
+    /// Packets a second from outside to a pod on another node, by XDP, by tc and by kube-proxy's rules
+    NodePort,
 }
 
 /// What `proxy-lab bench` can be told.
@@ -43,10 +46,10 @@ pub struct Options {
     /// Traffic: what to compare with the direct way
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Proxy::Ours, Proxy::Nftables, Proxy::Iptables])]
     proxies: Vec<Proxy>,
-    /// Traffic: how often everything is measured
+    /// Traffic, NodePort: how often everything is measured
     #[arg(long, default_value_t = 9)]
     rounds: u32,
-    /// Traffic: how long each quantity is measured in a round
+    /// Traffic, NodePort: how long each quantity is measured in a round
     #[arg(long, default_value_t = 300)]
     milliseconds: u64,
     /// Where the JSON files go [default: target/bench of the workspace]
@@ -66,11 +69,15 @@ pub fn run(options: &Options) -> Result<()> {
             .with_file_name("target")
             .join("bench")
     });
-    if options.part != Some(Part::Traffic) {
+    let is_asked = |part| options.part.is_none_or(|asked| asked == part);
+    if is_asked(Part::Programs) {
         programs::run(&options.flows, &machine, &directory)?;
     }
-    if options.part != Some(Part::Programs) {
+    if is_asked(Part::Traffic) {
         comparison::run(options, &machine, &directory)?;
+    }
+    if is_asked(Part::NodePort) {
+        node_port::run(options, &machine, &directory)?;
     }
     Ok(())
 }

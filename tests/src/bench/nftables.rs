@@ -1,7 +1,7 @@
 //! A workload as the nftables mode of kube-proxy lays it out (`pkg/proxy/nftables/proxier.go`): a verdict map from frontends to
 //! a chain a Service, which picks a chain an endpoint, which translates.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, net::SocketAddr};
 
 use super::workload::{Service, Workload};
 
@@ -102,11 +102,38 @@ pub(super) fn render(workload: Workload, pod_network: &str) -> String {
     rules
 }
 
+/// One Service with a nodePort for UDP and an endpoint, as it is laid out for policy Cluster.
+pub(super) fn render_node_port(at: SocketAddr, endpoint: SocketAddr) -> String {
+    let (node, port) = (at.ip(), at.port());
+    format!(
+        "{FRAME}table ip kube-proxy {{\n  \
+         chain external-bench/node-port/udp/udp {{\n    jump mark-for-masquerade\n    \
+         goto service-bench/node-port/udp/udp\n  }}\n  \
+         chain service-bench/node-port/udp/udp {{\n    \
+         numgen random mod 1 vmap {{ 0 : goto endpoint-bench/node-port/udp/udp__0 }}\n  }}\n  \
+         chain endpoint-bench/node-port/udp/udp__0 {{\n    ip saddr {} jump mark-for-masquerade\n    \
+         meta l4proto udp dnat to {endpoint}\n  }}\n}}\n\
+         add element ip kube-proxy service-nodeports {{ udp . {port} : goto external-bench/node-port/udp/udp }}\n\
+         add element ip kube-proxy nodeport-ips {{ {node} }}\n",
+        endpoint.ip()
+    )
+}
+
 const FITS: &str = "a string takes everything";
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_port_is_an_element_and_three_chains() {
+        let rules = render_node_port(
+            "172.30.0.1:30080".parse().expect("an address"),
+            "10.244.2.10:8080".parse().expect("an address"),
+        );
+        assert!(rules.contains("udp . 30080 : goto external-bench/node-port/udp/udp"));
+        assert!(rules.contains("meta l4proto udp dnat to 10.244.2.10:8080"));
+    }
 
     #[test]
     fn a_service_is_an_element_and_three_chains() {

@@ -236,7 +236,11 @@ pub(super) fn core() -> Result<usize> {
         .context("no core to run on")
 }
 
-fn pin(core: usize) -> Result<()> {
+/// Keeps the calling thread on a core.
+///
+/// # Errors
+/// The kernel doesn't let it.
+pub(super) fn pin(core: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(core)?;
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
