@@ -40,7 +40,7 @@ const BUDGETS: [Budget; 5] = [
 const fn ingress(program: &'static str) -> Budget {
     Budget {
         program,
-        verified: 210_000,
+        verified: 237_000,
         translated: 90_000,
     }
 }
