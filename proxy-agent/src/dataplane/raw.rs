@@ -72,7 +72,6 @@ struct MapInfo {
     id: u32,
     key_size: u32,
     value_size: u32,
-    max_entries: u32,
 }
 
 /// Beginning of `struct bpf_link_info` for a tcx link; one of XDP has the same fields but for the last.
@@ -181,7 +180,8 @@ pub(super) fn scan<K: Plain, V: Plain>(map: BorrowedFd<'_>, each: &mut dyn FnMut
     // SAFETY: any bit pattern is a value of a `Plain` type.
     let zero = || unsafe { std::mem::zeroed::<(K, V)>() };
     let (mut keys, mut values) = (Vec::new(), Vec::new());
-    let mut capacity = info.max_entries.clamp(1, 4096);
+    // About a MiB, whatever the size of an entry.
+    let mut capacity = ((1 << 20) / (size::<K>() + size::<V>())).clamp(1, 4096);
     // The kernel's place in the map: a bucket number for a hash, a key for an array; 4 bytes both.
     let (mut from, mut to): (Option<u32>, u32) = (None, 0);
     loop {
