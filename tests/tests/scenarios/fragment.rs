@@ -81,7 +81,7 @@ fn nothing_arrived_broken(lab: &Lab) -> Result<()> {
 
 /// Pods that serve themselves are among the clients (behaviour.md 5.2).
 #[test]
-fn large_datagrams_through_every_frontend() -> Result<()> {
+pub(super) fn large_datagrams_through_every_frontend() -> Result<()> {
     require_root!();
     cluster().run(|lab| {
         let services = expose_each(lab, &["near", "far", "node-a", "node-b"], Policy::Cluster)?;
@@ -93,7 +93,7 @@ fn large_datagrams_through_every_frontend() -> Result<()> {
 
 /// behaviour.md 5.5
 #[test]
-fn large_datagrams_by_policy_local() -> Result<()> {
+pub(super) fn large_datagrams_by_policy_local() -> Result<()> {
     require_root!();
     cluster().run(|lab| {
         let services = expose_each(lab, &["near", "node-a"], Policy::Local)?;
@@ -105,7 +105,7 @@ fn large_datagrams_by_policy_local() -> Result<()> {
 
 /// Connection tracking puts packets together in the middle, and the stack takes them apart again.
 #[test]
-fn large_datagrams_on_strict_nodes() -> Result<()> {
+pub(super) fn large_datagrams_on_strict_nodes() -> Result<()> {
     require_root!();
     cluster().strict().run(|lab| {
         lab.admit_outside()?;
@@ -194,7 +194,7 @@ fn order_does_not_matter(lab: &Lab, clients: &[&str], services: &[(&str, Service
 
 /// From outside, masqueraded: un-masqueraded answers come in, and un-DNATed ones leave, out of order as well.
 #[test]
-fn fragments_in_any_order() -> Result<()> {
+pub(super) fn fragments_in_any_order() -> Result<()> {
     require_root!();
     cluster().run(|lab| {
         let services = expose_each(lab, &["near", "far"], Policy::Cluster)?;
@@ -212,7 +212,7 @@ fn fragments_in_any_order() -> Result<()> {
 }
 
 #[test]
-fn fragments_in_any_order_on_strict_nodes() -> Result<()> {
+pub(super) fn fragments_in_any_order_on_strict_nodes() -> Result<()> {
     require_root!();
     cluster().strict().run(|lab| {
         lab.admit_outside()?;
@@ -227,7 +227,7 @@ fn fragments_in_any_order_on_strict_nodes() -> Result<()> {
 
 /// What is for the node itself passes the same hooks, and must arrive in any order, too.
 #[test]
-fn fragments_for_the_node_in_any_order() -> Result<()> {
+pub(super) fn fragments_for_the_node_in_any_order() -> Result<()> {
     require_root!();
     cluster().run(|lab| {
         lab.serve("node-a", POD_PORT)?;

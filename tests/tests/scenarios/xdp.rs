@@ -11,8 +11,9 @@ use proxy_tests::{
 };
 
 use super::{
+    fragment,
     outside::{self, cluster, expose_each, frontends, start_agents},
-    reject, rollout, silence,
+    reject, rollout, silence, size,
 };
 
 /// Runs a scenario of the hooks under both modes of XDP.
@@ -50,6 +51,11 @@ under_xdp! {
     reject::rule_4_1_without_endpoints_every_frontend_refuses;
     silence::rule_4_3_external_policy_local_drops_without_local_endpoint;
     silence::rule_3_10_source_ranges_guard_the_load_balancer_alone;
+    fragment::large_datagrams_through_every_frontend;
+    fragment::large_datagrams_by_policy_local;
+    fragment::large_datagrams_on_strict_nodes;
+    fragment::fragments_in_any_order;
+    size::tcp_discovers_the_path_mtu_through_every_frontend;
 }
 
 /// Counts TCP and UDP packets that come from the uplink and meet netfilter's first hook.
