@@ -163,7 +163,10 @@ pub(super) fn tcx_link_info(link: BorrowedFd<'_>) -> io::Result<TcxLinkInfo> {
     unsafe { object_info(link) }
 }
 
-/// Calls `each` with every entry of a hash or array map, some thousand a system call. Entries that come or go meanwhile
+/// The kernel's place in a map between two batches: a bucket number for a hash, the last key for any other map.
+type Place = [u64; 8];
+
+/// Calls `each` with every entry of a hash, array or trie map, some thousand a system call. Entries that come or go meanwhile
 /// may be seen or not; none is seen twice because of others (the kernel goes bucket by bucket).
 pub(super) fn scan<K: Plain, V: Plain>(map: BorrowedFd<'_>, each: &mut dyn FnMut(K, V)) -> io::Result<()> {
     // SAFETY: `MapInfo` is the beginning of `struct bpf_map_info` and holds integers only.
@@ -177,13 +180,13 @@ pub(super) fn scan<K: Plain, V: Plain>(map: BorrowedFd<'_>, each: &mut dyn FnMut
             ),
         ));
     }
+    const { assert!(size_of::<K>() <= size_of::<Place>(), "the kernel writes a key there") };
     // SAFETY: any bit pattern is a value of a `Plain` type.
     let zero = || unsafe { std::mem::zeroed::<(K, V)>() };
     let (mut keys, mut values) = (Vec::new(), Vec::new());
     // About a MiB, whatever the size of an entry.
     let mut capacity = ((1 << 20) / (size::<K>() + size::<V>())).clamp(1, 4096);
-    // The kernel's place in the map: a bucket number for a hash, a key for an array; 4 bytes both.
-    let (mut from, mut to): (Option<u32>, u32) = (None, 0);
+    let (mut from, mut to): (Option<Place>, Place) = (None, Place::default());
     loop {
         keys.resize(capacity as usize, zero().0);
         values.resize(capacity as usize, zero().1);
@@ -196,7 +199,8 @@ pub(super) fn scan<K: Plain, V: Plain>(map: BorrowedFd<'_>, each: &mut dyn FnMut
             map_fd: map.as_raw_fd().cast_unsigned(),
             ..Batch::default()
         };
-        // SAFETY: `keys` and `values` have room for `count` keys and values of the map, of the sizes compared above.
+        // SAFETY: `keys` and `values` have room for `count` keys and values of the map, of the sizes compared above, and the
+        // places for a key.
         let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) };
         let last = match result {
             Ok(_) => false,

@@ -21,7 +21,7 @@ use proxy_agent::{
     model::ObjectName,
     plan::{Family, Frontend, Kind, Masquerade, Protocol, ServicePort, TrafficPolicy},
 };
-use proxy_common::layout::{FlowKey, FlowValue, INGRESS, TableSpec, tables};
+use proxy_common::layout::{FlowKey, FlowValue, INGRESS, SourceKey, TableSpec, tables};
 
 /// A [`Sandbox`](crate::sandbox::Sandbox), or the end of a test that can't run here.
 macro_rules! sandbox {
@@ -146,6 +146,34 @@ fn a_pinned_map_of_another_shape_is_refused() {
     ] {
         assert!(message.contains(part), "{part} in: {message}");
     }
+}
+
+/// Tries go on from the last key, not from a number of four bytes as hashes do.
+#[test]
+fn every_source_range_is_read_back() {
+    let sandbox = sandbox!();
+    let _dataplane = sandbox.open().expect("a dataplane");
+    let mut tables = kernel::open(&sandbox.pin()).expect("tables");
+    let mut expected = Vec::new();
+    for number in 0..10_000_u32 {
+        let [_, _, high, low] = number.to_be_bytes();
+        let key = SourceKey::new(7, [10, high, low, 0], 24);
+        tables.v4.sources.insert(&key, &1).expect("room");
+        let mut address = [0; 16];
+        address[..2].copy_from_slice(&[0x20, 0x01]);
+        address[4..6].copy_from_slice(&[high, low]);
+        tables
+            .v6
+            .sources
+            .insert(&SourceKey::new(7, address, 48), &1)
+            .expect("room");
+        expected.push((key, 1));
+    }
+    let mut read = tables.v4.sources.entries().expect("readable");
+    read.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(read, expected);
+    assert_eq!(tables.v6.sources.entries().expect("readable").len(), 10_000);
 }
 
 #[test]
