@@ -3,6 +3,7 @@
 mod build;
 mod lab;
 mod process;
+mod rules;
 mod setup;
 mod test;
 mod workspace;
@@ -34,6 +35,8 @@ enum Task {
     Lab(Passed),
     /// Runs every test and ends with the line `N passed, N failed, N skipped` (root, or what needs it is skipped)
     Test,
+    /// Writes docs/rules.md: which tests cite which rule of the proxy's behaviour
+    Rules(rules::Options),
     /// Measures the proxy beside direct traffic, nftables and iptables (root)
     #[command(disable_help_flag = true)]
     Bench(Passed),
@@ -60,6 +63,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo(passed) => lab::run("demo", &passed.arguments, build::Profile::Dev),
         Task::Lab(passed) => lab::run("lab", &passed.arguments, build::Profile::Dev),
         Task::Test => Ok(test::run()),
+        Task::Rules(options) => rules::run(&options),
         Task::Bench(passed) => lab::run("bench", &passed.arguments, build::Profile::Release),
     }
 }
