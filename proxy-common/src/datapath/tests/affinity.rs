@@ -77,6 +77,16 @@ both_families! {
         assert_eq!(connect(&world, CLIENT, 3, VIP, 5), 5);
     }
 
+    /// behaviour.md 6.3: whoever has no endpoint, or has none any more, gets any, and keeps that.
+    fn rule_6_3_any_endpoint_becomes_the_clients<F>() {
+        let world = world::<F>();
+        for (port, chance) in [(1, 3), (2, 6), (3, 9)] {
+            assert_eq!(connect(&world, CLIENT, port, VIP, chance), chance.into());
+            assert_eq!(connect(&world, CLIENT, 10 + port, VIP, 0), chance.into());
+            world.now.set(world.now.get() + Timeouts::ticks(TIMEOUT) + 1);
+        }
+    }
+
     /// behaviour.md 6.4: an endpoint that is gone loses its clients, and starts without them when it comes back.
     fn rule_6_4_endpoint_that_left_is_forgotten<F>() {
         let mut world = world::<F>();

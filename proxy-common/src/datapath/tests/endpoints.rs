@@ -10,7 +10,7 @@ use super::{
 use crate::{
     datapath::{Reason, Verdict, scale},
     layout::{ServiceValue, service_flags},
-    packet::{TCP, UDP},
+    packet::{SCTP, TCP, UDP},
 };
 
 const HERE: (u128, u16) = (CLIENT, 40_000);
@@ -50,13 +50,22 @@ both_families! {
         }
     }
 
-    /// behaviour.md 4.4: a flow outlives its endpoints.
+    /// behaviour.md 4.4, 7.1, 7.11: a flow outlives its endpoints, and a port without any refuses only new ones.
     fn known_flow_needs_no_endpoint<F>() {
-        let mut world = World::<F>::with_service();
-        world.enter(&Segment::first(TCP, HERE, VIP));
-        world.set_service(VIP, ServiceValue::default());
-        world.now.set(101);
-        assert_eq!(world.enter(&Segment::later(TCP, HERE, VIP)).destination, BACKEND);
+        for protocol in [TCP, UDP, SCTP] {
+            let mut world = World::<F>::with_service();
+            world.enter(&Segment::first(protocol, HERE, VIP));
+            world.set_service(VIP, ServiceValue::default());
+            for tick in [100, 101, 102] {
+                world.now.set(tick);
+                let sent = world.enter(&Segment::later(protocol, HERE, VIP));
+                assert_eq!((sent.reason, sent.destination), (Reason::Established, BACKEND));
+                let answer = world.leave(&Segment::later(protocol, BACKEND, HERE));
+                assert_eq!((answer.reason, answer.source), (Reason::Established, VIP));
+            }
+            let another = (HERE.0, HERE.1 + 1);
+            assert_eq!(world.enter(&Segment::first(protocol, another, VIP)).reason, Reason::NoEndpoints);
+        }
     }
 
     /// behaviour.md 3.4: address, port and protocol together.

@@ -77,6 +77,20 @@ both_families! {
         }
     }
 
+    /// behaviour.md 7.9: there is no window for a packet to be out of.
+    fn sequence_numbers_do_not_matter<F>() {
+        let world = two_endpoints::<F>();
+        open(&world, TCP, true);
+        for numbers in [[0; 8], [0x7f; 8], [0xff; 8]] {
+            for flags in [tcp_flags::ACK, tcp_flags::RST, tcp_flags::RST | tcp_flags::ACK] {
+                let reply = Segment { numbers, ..Segment::later(TCP, OTHER_BACKEND, HERE).flags(flags) };
+                assert_reply(&world, &reply);
+                let request = Segment { numbers, ..Segment::later(TCP, HERE, VIP).flags(flags) };
+                assert_forward(&world, &request, Reason::Established, OTHER_BACKEND);
+            }
+        }
+    }
+
     /// A SYN that is sent again belongs to the connection that the first one opens (behaviour.md 2.11).
     fn retransmitted_syn_keeps_its_endpoint<F>() {
         let world = two_endpoints::<F>();

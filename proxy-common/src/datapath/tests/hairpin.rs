@@ -42,6 +42,7 @@ fn assert_round<F: TestFamily>(world: &World<F>, request: &Segment, reason: Reas
 }
 
 both_families! {
+    /// behaviour.md 5.2
     fn node_stands_between_client_and_itself<F>() {
         for protocol in [TCP, UDP] {
             let world = world::<F>();
@@ -70,6 +71,7 @@ both_families! {
         assert_eq!(back.flags, flow_flags::MASQUERADE | flow_flags::REPLY);
     }
 
+    /// behaviour.md 5.1: the address of the device; the client's port if that is free.
     fn colliding_masquerade_gets_another_port<F>() {
         let world = world::<F>();
         // The node itself talks to the backend from this port, through a frontend.

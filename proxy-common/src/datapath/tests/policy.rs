@@ -90,6 +90,8 @@ both_families! {
             assert_eq!(world.enter(&Segment::first(protocol, HERE, other)).reason, Reason::NoFrontend);
         }
         world.set_wildcard(VIP.0);
+        // Of a Service range, as cluster addresses are: but this one a Service has (4.7).
+        world.add_service_address(VIP.0);
         for protocol in [TCP, UDP] {
             assert_eq!(world.enter(&Segment::first(protocol, HERE, other)).reason, Reason::NoPort);
         }
@@ -158,7 +160,7 @@ both_families! {
         assert_eq!(world.enter(&Segment::first(TCP, HERE, VIP)).reason, Reason::NoLocalEndpoints);
     }
 
-    /// behaviour.md 5.5, 5.6, 4.3: externalTrafficPolicy Local keeps what comes from outside on this node, as it is; local
+    /// behaviour.md 5.5, 5.6, 4.3, 5.11: externalTrafficPolicy Local keeps what comes from outside on this node, as it is; local
     /// pods and the node itself reach every endpoint.
     fn external_policy_local_has_short_circuits<F>() {
         let flags = service_flags::LOCAL | service_flags::SHORT_CIRCUIT | service_flags::MASQUERADE_HOST;
@@ -178,6 +180,26 @@ both_families! {
             let mut world = world::<F>(VIP, flags);
             world.set_service(VIP, ServiceValue { flags, ..ServiceValue::default() });
             assert_eq!(world.enter(&Segment::first(TCP, HERE, VIP)).reason, Reason::NoEndpoints);
+        }
+    }
+
+    /// behaviour.md 5.10: what goes to a process of the node leaves by no edge, and it sees the client as it is.
+    fn backends_of_the_node_see_their_clients<F>() {
+        let backend = (NODE, 8080);
+        for protocol in [TCP, UDP] {
+            let mut world = World::<F>::new();
+            world.masquerade_with(NODE);
+            world.set_members(CLUSTER_SET, 0, &[backend]);
+            world.set_service(VIP, frontend(service_flags::MASQUERADE));
+            world.add_address(NODE, address_flags::LOCAL);
+            assert_eq!(forwarded(&world, protocol, HERE, VIP), (backend, true));
+            for tick in [100, 101] {
+                world.now.set(tick);
+                let sent = world.enter(&Segment::later(protocol, HERE, VIP));
+                assert_eq!((sent.source, sent.destination), (HERE, backend));
+                let answer = world.leave(&Segment::later(protocol, backend, HERE));
+                assert_eq!((answer.source, answer.destination), (VIP, HERE));
+            }
         }
     }
 

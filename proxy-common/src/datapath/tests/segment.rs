@@ -70,6 +70,8 @@ pub(super) struct Segment {
     pub(super) source: Endpoint,
     pub(super) destination: Endpoint,
     pub(super) flags: u8,
+    /// TCP's sequence and acknowledgment numbers
+    pub(super) numbers: [u8; 8],
     /// IPv4 options, or IPv6 extension headers
     pub(super) options: Vec<u8>,
     /// Protocol number of the first extension header
@@ -85,6 +87,7 @@ impl Segment {
             source,
             destination,
             flags: if protocol == UDP { 0 } else { tcp_flags::SYN },
+            numbers: [0, 0, 0, 1, 0, 0, 0, 2],
             options: Vec::new(),
             first_extension: None,
             payload: b"payload".to_vec(),
@@ -132,8 +135,9 @@ impl Segment {
             return bytes;
         }
         let at = if self.protocol == TCP {
-            // Sequence and acknowledgment numbers, data offset, flags, window, checksum, urgent pointer.
-            transport.extend([0, 0, 0, 1, 0, 0, 0, 2, 5 << 4, self.flags, 0xff, 0xff, 0, 0, 0, 0]);
+            transport.extend(self.numbers);
+            // Data offset, flags, window, checksum, urgent pointer.
+            transport.extend([5 << 4, self.flags, 0xff, 0xff, 0, 0, 0, 0]);
             16
         } else {
             let length = u16::try_from(8 + self.payload.len()).expect("a short payload");
