@@ -70,11 +70,13 @@ both_families! {
         assert_eq!(connect(&world, CLIENT, 1, VIP, 3), 3);
         world.now.set(100 + ticks);
         assert_eq!(connect(&world, CLIENT, 2, VIP, 5), 3);
+        world.now.set(100 + 2 * ticks);
+        assert_eq!(connect(&world, CLIENT, 3, VIP, 5), 3);
         // The server's answer lets the connection live that long.
-        world.leave(&Segment::later(TCP, (103, 8080), (CLIENT, 2)));
-        world.now.set(101 + 2 * ticks);
-        assert_eq!(world.enter(&Segment::later(TCP, (CLIENT, 2), VIP)).reason, Reason::Established);
-        assert_eq!(connect(&world, CLIENT, 3, VIP, 5), 5);
+        world.leave(&Segment::later(TCP, (103, 8080), (CLIENT, 3)));
+        world.now.set(101 + 3 * ticks);
+        assert_eq!(world.enter(&Segment::later(TCP, (CLIENT, 3), VIP)).reason, Reason::Established);
+        assert_eq!(connect(&world, CLIENT, 4, VIP, 5), 5);
     }
 
     /// behaviour.md 6.3: whoever has no endpoint, or has none any more, gets any, and keeps that.

@@ -50,6 +50,17 @@ both_families! {
         }
     }
 
+    /// An entry may be read while it is replaced, but not twice.
+    fn torn_entry_is_read_again<F>() {
+        let world = World::<F>::with_service();
+        for (number, torn, reason) in [(0, 1, Reason::NewFlow), (1, 2, Reason::EndpointMissing)] {
+            world.torn.set(torn);
+            world.random.borrow_mut().extend([u32::MAX; 2]);
+            let here = (CLIENT, HERE.1 + number);
+            assert_eq!(world.enter(&Segment::first(TCP, here, VIP)).reason, reason);
+        }
+    }
+
     /// behaviour.md 4.4, 7.1, 7.11: a flow outlives its endpoints, and a port without any refuses only new ones.
     fn known_flow_needs_no_endpoint<F>() {
         for protocol in [TCP, UDP, SCTP] {

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     datapath::Reason,
-    layout::{ServiceValue, service_flags},
+    layout::{FlowValue, INGRESS, ServiceValue, service_flags},
     packet::{TCP, UDP},
 };
 
@@ -83,6 +83,27 @@ both_families! {
             assert_eq!((own.reason, own.source), (Reason::Unrelated, OWN));
         }
         assert_eq!(world.entries(), 0);
+    }
+
+    /// Only a packet that opens a connection can be the first of one.
+    fn later_packets_of_the_node_ask_for_nothing<F>() {
+        let world = world::<F>();
+        masqueraded(&world, TCP);
+        let before = world.entries();
+        let own = world.leave(&Segment::later(TCP, OWN, BACKEND));
+        assert_eq!((own.reason, own.source), (Reason::Unrelated, OWN));
+        assert_eq!(world.entries(), before);
+    }
+
+    /// The backend is a client of the node, with the same ports the other way round: its flow takes nothing from the node.
+    fn flows_without_a_masquerade_do_not_collide<F>() {
+        let world = world::<F>();
+        for protocol in [TCP, UDP] {
+            let opposite = World::<F>::key(INGRESS, protocol, BACKEND, OWN);
+            world.flows.borrow_mut().insert(opposite, FlowValue::default());
+            let own = world.leave(&Segment::first(protocol, OWN, BACKEND));
+            assert_eq!((own.reason, own.source), (Reason::Unrelated, OWN));
+        }
     }
 
     fn exhausted_ports_are_told<F>() {

@@ -167,6 +167,11 @@ both_families! {
         let worlds = clients::<F>(VIP, flags);
         let seen = worlds.each_ref().map(|world| forwarded(world, TCP, HERE, VIP));
         assert_eq!(seen, [(OTHER_BACKEND, false), (BACKEND, false), (BACKEND, false), (BACKEND, true)]);
+        // A process of the node that has an address of the pods' is taken for a pod.
+        let mut both = world::<F>(VIP, flags);
+        both.add_source(LOCAL_PODS, CLIENT);
+        both.add_address(CLIENT, address_flags::LOCAL);
+        assert_eq!(forwarded(&both, TCP, HERE, VIP), (BACKEND, false));
         for (index, mut world) in worlds.into_iter().enumerate() {
             world.set_service(VIP, ServiceValue { local_count: 0, ..frontend(flags) });
             let reason = world.enter(&Segment::first(UDP, HERE, VIP)).reason;

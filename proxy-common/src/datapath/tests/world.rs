@@ -59,6 +59,8 @@ type Fragments<A> = HashMap<FragmentKey<A>, FragmentValue<A>>;
 pub(super) struct World<F: TestFamily> {
     services: HashMap<ServiceKey<F::Address>, ServiceValue>,
     slots: HashMap<SlotKey, Backend<F::Address>>,
+    /// How many look-ups of a frontend come while its entry is being replaced, half of which is seen
+    pub(super) torn: Cell<u32>,
     affinities: RefCell<Affinities<F::Address>>,
     members: HashMap<MemberKey<F::Address>, Member>,
     /// What becomes of fragments
@@ -126,6 +128,7 @@ impl<F: TestFamily> World<F> {
         Self {
             services: HashMap::new(),
             slots: HashMap::new(),
+            torn: Cell::new(0),
             affinities: RefCell::default(),
             members: HashMap::new(),
             fragments: RefCell::default(),
@@ -356,8 +359,15 @@ impl<F: TestFamily> Tables<F::Address> for World<F> {
     }
 
     fn service(&self, key: &ServiceKey<F::Address>, value: &mut ServiceValue) -> bool {
-        let found = self.services.get(key);
-        found.inspect(|found| *value = **found).is_some()
+        let Some(found) = self.services.get(key) else {
+            return false;
+        };
+        *value = *found;
+        if let Some(left) = self.torn.get().checked_sub(1) {
+            self.torn.set(left);
+            value.cluster_count = u32::MAX;
+        }
+        true
     }
 
     fn affinity(&self, key: &AffinityKey<F::Address>) -> Option<AffinityValue<F::Address>> {
