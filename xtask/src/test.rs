@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     build::{self, Profile},
-    process, setup,
+    process, rules, setup,
     setup::Toolchain,
     workspace,
 };
@@ -45,6 +45,7 @@ fn run_all(tally: &mut Tally) -> Result<()> {
     let agent = build::all(&toolchain, Profile::Dev)?;
     check_formatting(tally);
     check_lints(&toolchain, tally);
+    check_rules(tally);
     run_tests(&agent, tally)
 }
 
@@ -85,6 +86,18 @@ fn check_lints(toolchain: &Toolchain, tally: &mut Tally) {
     build::ebpf_cargo(command.arg("clippy"), toolchain).args(["--", "-D", "warnings"]);
     let advice = "no clippy beside the eBPF compiler; `cargo xtask setup` says where to get it";
     check("clippy: proxy-ebpf", &mut command, clippy.is_some(), advice, tally);
+}
+
+/// Every rule of the proxy's behaviour has a test, and docs/rules.md says which.
+fn check_rules(tally: &mut Tally) {
+    let name = "rules: docs/rules.md";
+    process::step(name);
+    if let Err(error) = rules::check() {
+        eprintln!("{error:#}");
+        tally.fail(name);
+    } else {
+        tally.pass();
+    }
 }
 
 /// Runs a command as a test of this name.
