@@ -6,7 +6,9 @@ use std::{
     num::NonZeroU32,
 };
 
-use proxy_common::layout::{LOCAL_PODS, MemberKey, ServiceKey, SourceKey, address_flags, filter_bit};
+use proxy_common::layout::{
+    AffinityKey, AffinityValue, CLUSTER_LIST, LOCAL_PODS, MemberKey, ServiceKey, SourceKey, address_flags, filter_bit,
+};
 
 use super::{frontend, plan, programmed, second, start, unused};
 use crate::{
@@ -162,6 +164,38 @@ fn rule_6_4_endpoints_keep_the_time_they_came() {
     assert_eq!(since(1), None);
     programmer.apply(plan(&[with(&[one, two, three])]), second(400));
     assert!(since(1) > Some(later));
+}
+
+/// behaviour.md 6.6: what clients used is the datapath's, and no start or change of plan takes it away.
+#[test]
+fn rule_6_6_what_clients_used_survives_a_restart() {
+    let memory = Memory::default();
+    let kept = Frontend {
+        affinity: NonZeroU32::new(10),
+        ..frontend("a", "10.96.0.1:80", &[super::ENDPOINTS[0]])
+    };
+    programmed(&memory, std::slice::from_ref(&kept));
+    let before = super::value(&memory, [10, 96, 0, 1]);
+    let key = AffinityKey {
+        service: before.service,
+        list: CLUSTER_LIST,
+        client: [192, 0, 2, 1],
+    };
+    let used = AffinityValue {
+        address: [10, 244, 0, 1],
+        port: 8080,
+        reserved: 0,
+        last_used: 1,
+    };
+    memory.v4.affinity.clone().insert(&key, &used).expect("room");
+    let mut programmer = start(&memory);
+    programmer.replace(plan(&[kept]), second(100));
+    assert_eq!(
+        super::value(&memory, [10, 96, 0, 1]).service,
+        before.service,
+        "the same service port"
+    );
+    assert_eq!(memory.v4.affinity.get(&key).expect("readable"), Some(used));
 }
 
 /// behaviour.md 3.10: ranges are let in before they are asked for, and taken away after.
