@@ -48,10 +48,22 @@ pub(crate) fn check() -> Result<()> {
         bail!("these rules are cited by no test:\n  {}", missing.join("\n  "));
     }
     let written = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    if written != document.to_string() {
-        bail!("docs/rules.md is not what the tests say: type `cargo xtask rules`, and commit what it writes");
+    if let Some(line) = first_difference(&written, &document.to_string()) {
+        bail!(
+            "docs/rules.md is not what the tests say, from line {line} on: type `cargo xtask rules`, and commit what it \
+             writes"
+        );
     }
     Ok(())
+}
+
+/// The first line, from 1, in which two texts differ.
+fn first_difference(one: &str, other: &str) -> Option<usize> {
+    let (mut one, mut other) = (one.split('\n'), other.split('\n'));
+    (1..).find_map(|line| match (one.next(), other.next()) {
+        (None, None) => Some(None),
+        (one, other) => (one != other).then_some(Some(line)),
+    })?
 }
 
 fn document() -> Result<Document> {
@@ -61,4 +73,22 @@ fn document() -> Result<Document> {
 
 fn path() -> PathBuf {
     workspace::root().join("docs/rules.md")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_differ_from_a_line_on() {
+        for (one, other, line) in [
+            ("a\nb\n", "a\nb\n", None),
+            ("a\nb\n", "a\nc\n", Some(2)),
+            ("a\nb", "a\nb\n", Some(3)),
+            ("", "a", Some(1)),
+        ] {
+            assert_eq!(first_difference(one, other), line, "{one:?} {other:?}");
+            assert_eq!(first_difference(other, one), line, "{one:?} {other:?}");
+        }
+    }
 }
