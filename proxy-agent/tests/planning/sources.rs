@@ -1,6 +1,10 @@
 //! Who may use a load balancer's addresses (behaviour.md 3.10).
 
-use proxy_agent::plan::{Kind, PlanContext};
+use proxy_agent::{
+    config::ProxyConfig,
+    model::Node,
+    plan::{Kind, PlanContext},
+};
 use serde_json::{Value, json};
 
 use crate::world::{World, balanced};
@@ -76,6 +80,15 @@ fn rule_3_10_with_the_node_come_the_addresses_of_the_load_balancer() {
         sources(&world(ranges, &["203.0.113.1"])),
         ["192.0.2.0/24", "2001:db8:1::/48"]
     );
+}
+
+/// behaviour.md 3.10: of the node's addresses, only the first of each family is the node's own.
+#[test]
+fn rule_3_10_further_addresses_of_the_node_let_nobody_in() {
+    let addresses = ["192.0.2.10", "2001:db8:9::1", "203.0.113.1", "2001:db8:1::1"];
+    let parsed = addresses.map(|address| address.parse().expect("an address"));
+    let context = PlanContext::new(&ProxyConfig::default(), &Node::default(), &parsed);
+    assert_eq!(context.own_addresses, parsed[..2]);
 }
 
 #[test]
