@@ -117,6 +117,23 @@ impl Connection {
         Answer::parse(&self.line()?, start)
     }
 
+    /// Asks the server which of its addresses and ports this connection reached.
+    pub fn reached(&mut self) -> Result<SocketAddr, RequestError> {
+        let start = Instant::now();
+        self.stream.get_mut().write_all(b"reached\n")?;
+        Ok(Answer::parse(&self.line()?, start)?.peer)
+    }
+
+    /// Lets the server ask another one, at an address and port, over a connection of its own: its own answer, and the other's.
+    pub fn ask_through(&mut self, to: SocketAddr) -> Result<[Answer; 2], RequestError> {
+        let start = Instant::now();
+        self.stream.get_mut().write_all(format!("relay {to}\n").as_bytes())?;
+        Ok([
+            Answer::parse(&self.line()?, start)?,
+            Answer::parse(&self.line()?, start)?,
+        ])
+    }
+
     /// Receives that many bytes and checks each.
     pub fn pull(&mut self, count: usize) -> Result<(), RequestError> {
         self.stream.get_mut().write_all(format!("pull {count}\n").as_bytes())?;

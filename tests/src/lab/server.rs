@@ -3,6 +3,8 @@
 //! | client sends | server answers |
 //! |---|---|
 //! | TCP: a line | `NAME PEER` |
+//! | TCP: `reached` | `NAME OWN`: its own address and port, which the connection reached it by |
+//! | TCP: `relay ADDRESS` | `NAME PEER` in a line, then what a server at that address and port answered to a connection of its own |
 //! | TCP: `pull COUNT` | COUNT bytes of the pattern (byte `i` is `i` modulo 251) |
 //! | TCP: `push COUNT` and COUNT bytes of the pattern (byte `i` is `i` modulo 251) | `NAME PEER` if every byte was right, else `wrong` |
 //! | UDP: a datagram | `NAME PEER` in a line, then the datagram |
@@ -128,9 +130,18 @@ async fn converse(stream: TcpStream, peer: SocketAddr, name: &str) -> io::Result
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
     while stream.read_line(&mut line).await? > 0 {
-        let (command, count) = line.trim().split_once(' ').unwrap_or((line.trim(), "0"));
-        let count: usize = count.parse().unwrap_or(0);
+        let (command, argument) = line.trim().split_once(' ').unwrap_or((line.trim(), "0"));
+        let count: usize = argument.parse().unwrap_or(0);
         match command {
+            "reached" => {
+                let own = stream.get_ref().local_addr()?;
+                stream.write_all(format!("{name} {own}\n").as_bytes()).await?;
+            }
+            "relay" => {
+                // One that cannot be reached shows as the end of this connection.
+                let answer = relay(argument).await?;
+                stream.write_all(format!("{name} {peer}\n{answer}").as_bytes()).await?;
+            }
             "pull" => stream.write_all(&pattern(0, count)).await?,
             "push" => {
                 let mut received = vec![0; count];
@@ -149,6 +160,15 @@ async fn converse(stream: TcpStream, peer: SocketAddr, name: &str) -> io::Result
         line.clear();
     }
     Ok(())
+}
+
+/// Asks another server who it is, over a connection of this one's own.
+async fn relay(to: &str) -> io::Result<String> {
+    let mut onward = BufReader::new(TcpStream::connect(to).await?);
+    onward.write_all(b"whoami\n").await?;
+    let mut answer = String::new();
+    onward.read_line(&mut answer).await?;
+    Ok(answer)
 }
 
 async fn answer_datagrams(socket: UdpSocket, name: String) {

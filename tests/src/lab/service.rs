@@ -89,6 +89,7 @@ struct Port {
     protocol: Protocol,
     number: u16,
     target: u16,
+    target_name: Option<String>,
     on_nodes: Option<u16>,
 }
 
@@ -147,6 +148,7 @@ impl Service {
             protocol,
             number,
             target,
+            target_name: None,
             on_nodes: None,
         });
         self
@@ -158,8 +160,29 @@ impl Service {
     /// It has no port of that name.
     #[must_use]
     pub fn node_port(mut self, name: &str, number: u16) -> Self {
+        self.port_mut(name).on_nodes = Some(number);
+        self
+    }
+
+    /// Gives the pods' port behind a port, by name, a name of its own: the Service says the name, the slices the number.
+    ///
+    /// # Panics
+    /// It has no port of that name.
+    #[must_use]
+    pub fn target_name(mut self, name: &str, target: &str) -> Self {
+        self.port_mut(name).target_name = Some(target.to_owned());
+        self
+    }
+
+    fn port_mut(&mut self, name: &str) -> &mut Port {
         let port = self.ports.iter_mut().find(|port| port.name == name);
-        port.expect("a port of that name").on_nodes = Some(number);
+        port.expect("a port of that name")
+    }
+
+    /// Takes a port from it, by name.
+    #[must_use]
+    pub fn without_port(mut self, name: &str) -> Self {
+        self.ports.retain(|port| port.name != name);
         self
     }
 

@@ -19,7 +19,10 @@ impl Service {
             name: Some(port.name.clone()),
             protocol: Some(port.protocol.to_string()),
             port: i32::from(port.number),
-            target_port: Some(IntOrString::Int(i32::from(port.target))),
+            target_port: Some(match &port.target_name {
+                Some(name) => IntOrString::String(name.clone()),
+                None => IntOrString::Int(i32::from(port.target)),
+            }),
             node_port: port.on_nodes.map(i32::from),
             ..Default::default()
         };
@@ -178,6 +181,7 @@ mod tests {
     fn every_field_gets_where_it_belongs() {
         let service = web()
             .node_port("sig", 30_007)
+            .target_name("web", "http")
             .balancer(address::balancer(1), Some(IpMode::Proxy))
             .source_ranges(&["192.0.2.0/24"])
             .external_policy(Policy::Local)
@@ -187,6 +191,8 @@ mod tests {
         assert_eq!(spec["ports"][0]["nodePort"], serde_json::Value::Null);
         assert_eq!(spec["ports"][1]["nodePort"], 30_007);
         assert_eq!(spec["ports"][1]["protocol"], "SCTP");
+        assert_eq!(spec["ports"][0]["targetPort"], "http");
+        assert_eq!(spec["ports"][1]["targetPort"], 7);
         assert_eq!(spec["externalTrafficPolicy"], "Local");
         assert_eq!(spec["sessionAffinity"], "ClientIP");
         assert_eq!(spec["loadBalancerSourceRanges"][0], "192.0.2.0/24");
