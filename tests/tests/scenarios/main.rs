@@ -8,6 +8,7 @@ mod device;
 mod endpoint;
 mod forwarding;
 mod fragment;
+mod ingress;
 mod outside;
 mod path_mtu;
 mod port;
