@@ -1,6 +1,8 @@
 //! Whole IP packets, sent and seen as they are: for what no socket sends (fragments in another order, SCTP) and for looking
 //! at what a device carries. Build and read them with `etherparse`.
 
+mod sctp;
+
 use std::{
     io::{self, Read as _},
     net::{IpAddr, SocketAddr},
@@ -17,6 +19,7 @@ use nix::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
+pub use self::sctp::{Chunk, Sctp, sctp};
 use super::{Namespace, PATIENCE};
 
 /// What passes a device in either direction, from the start of the capture on.
