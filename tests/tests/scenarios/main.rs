@@ -14,6 +14,7 @@ mod path_mtu;
 mod port;
 mod reject;
 mod rollout;
+mod sctp;
 mod shape;
 mod silence;
 mod size;
