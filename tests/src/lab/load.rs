@@ -27,6 +27,8 @@ pub struct LoadReport {
     pub answered: BTreeMap<String, Vec<Duration>>,
     /// Requests without a right answer
     pub failed: usize,
+    /// Those of them that were refused
+    pub refused: usize,
     /// The first errors
     pub errors: Vec<String>,
 }
@@ -48,6 +50,7 @@ impl LoadReport {
             self.answered.entry(backend).or_default().extend(latencies);
         }
         self.failed += other.failed;
+        self.refused += other.refused;
         self.errors.extend(other.errors);
         self.errors.truncate(ERRORS_KEPT);
     }
@@ -148,6 +151,7 @@ fn work(stop: &AtomicBool, report: &Mutex<LoadReport>, targets: &[(Protocol, Soc
             Ok(answer) => report.answered.entry(answer.backend).or_default().push(answer.latency),
             Err(error) => {
                 report.failed += 1;
+                report.refused += usize::from(error.is_refused());
                 if report.errors.len() < ERRORS_KEPT {
                     report.errors.push(format!("{protocol} {to}: {error}"));
                 }
