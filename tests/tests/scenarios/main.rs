@@ -3,6 +3,7 @@
 
 mod agent;
 mod balance;
+mod change;
 mod command;
 mod device;
 mod endpoint;

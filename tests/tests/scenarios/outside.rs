@@ -75,7 +75,7 @@ pub(super) fn frontends(lab: &Lab, service: &Service) -> Vec<(Protocol, SocketAd
 }
 
 /// Asks each frontend; every answer must be right.
-fn ask_all(lab: &Lab, from: &str, service: &Service, rightly: impl Fn(&Answer) -> bool) -> Result<()> {
+pub(super) fn ask_all(lab: &Lab, from: &str, service: &Service, rightly: impl Fn(&Answer) -> bool) -> Result<()> {
     for (protocol, to) in frontends(lab, service) {
         let answer = lab.request(from, protocol, to);
         let answer = answer.with_context(|| format!("{} from {from}, {protocol} {to}", service.full_name()))?;

@@ -30,7 +30,7 @@ fn ports(packet: &SlicedPacket<'_>) -> Option<(u16, u16)> {
 
 /// Nothing at all comes back: first packets to all targets, then a request to `served`, which is answered. What is seen up
 /// to that answer holds no answer to the others, nor an ICMP error.
-fn dropped(lab: &Lab, from: &str, targets: &[(Protocol, SocketAddr)], served: SocketAddr) -> Result<()> {
+pub(super) fn dropped(lab: &Lab, from: &str, targets: &[(Protocol, SocketAddr)], served: SocketAddr) -> Result<()> {
     const CLIENT_PORT: u16 = 4242;
     let client = match from {
         "outside" => OUTSIDE,
