@@ -6,6 +6,7 @@ mod balance;
 mod change;
 mod command;
 mod device;
+mod empty;
 mod endpoint;
 mod forwarding;
 mod fragment;
