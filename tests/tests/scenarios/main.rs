@@ -21,6 +21,7 @@ mod shape;
 mod silence;
 mod size;
 mod xdp;
+mod vip;
 
 use anyhow::Result;
 use proxy_tests::lab::{Addresses, Lab, Protocol, Service, address};

@@ -17,7 +17,7 @@ use serde_json::json;
 use super::{POD_PORT, PORT, service};
 
 /// The first nodePort; each Service has its own.
-const NODE_PORT: u16 = 30_000;
+pub(super) const NODE_PORT: u16 = 30_000;
 
 /// A client with a backend `near` on node-a, which all outside traffic enters by, and a backend `far` on node-b.
 pub(super) fn cluster() -> Builder {
