@@ -11,6 +11,7 @@ mod endpoint;
 mod forwarding;
 mod fragment;
 mod ingress;
+mod node_port;
 mod outside;
 mod path_mtu;
 mod port;
