@@ -4,6 +4,7 @@
 mod agent;
 mod balance;
 mod change;
+mod collision;
 mod command;
 mod device;
 mod empty;
