@@ -12,6 +12,7 @@ mod endpoint;
 mod forwarding;
 mod fragment;
 mod ingress;
+mod locality;
 mod node_port;
 mod outside;
 mod path_mtu;
