@@ -1,6 +1,7 @@
 //! What the proxy must do for real packets between real network namespaces, with the real agent on each node. One theme a
 //! file; one binary, because linking each would cost more than running them.
 
+mod absent;
 mod agent;
 mod balance;
 mod change;
