@@ -74,6 +74,11 @@ impl Addresses {
     }
 }
 
+/// What a server listens on that is to answer at every address
+pub(super) const UNSPECIFIED: Addresses = Addresses {
+    v4: Ipv4Addr::UNSPECIFIED,
+    v6: Ipv6Addr::UNSPECIFIED,
+};
 /// All pods of all nodes, IPv4
 pub const POD_NETWORK_V4: &str = "10.244.0.0/16";
 /// All pods of all nodes, IPv6

@@ -324,6 +324,25 @@ impl Lab {
         Ok(())
     }
 
+    /// Gives a pod of point-to-point veths whole networks of addresses, and starts a server that answers TCP at all of them. It
+    /// stands for many pods, to clients of its own node.
+    pub fn serve_networks(&self, name: &str, port: u16, networks: &[&str]) -> Result<()> {
+        let pod = self.pod(name);
+        let device = pod.host_device().context("a pod with a device of its own")?;
+        pod.namespace.sysctl(&[("ipv6/bindv6only", "1")])?;
+        for network in networks {
+            let own = pod
+                .addresses
+                .of(if network.contains(':') { Family::V6 } else { Family::V4 });
+            pod.namespace.ip(&format!("route add local {network} dev lo\n"))?;
+            let node = &self.node(&pod.node).namespace;
+            node.ip(&format!("route add {network} via {own} dev {device} onlink\n"))?;
+        }
+        let server = Server::start(&pod.namespace, name, &[address::UNSPECIFIED], port)?;
+        self.servers.lock().expect("no server panicked").push(server);
+        Ok(())
+    }
+
     /// Ends all servers in a pod.
     pub fn stop_serving(&self, name: &str) {
         self.servers
