@@ -24,7 +24,7 @@ fn cluster() -> Builder {
 
 /// Asks every millisecond or so until an answer comes, from a new port each time: a datagram that was not served must not
 /// decide for the next one. (A receive timeout would be rounded up to the kernel's slower tick.)
-fn first_answer(lab: &Lab, pod: &str, to: SocketAddr) -> Result<Instant> {
+pub(super) fn first_answer(lab: &Lab, pod: &str, to: SocketAddr) -> Result<Instant> {
     let mut sockets = Vec::new();
     lab.namespace(pod).run(|| {
         wait_until(&format!("{pod} is answered from {to}"), PATIENCE, || {

@@ -20,6 +20,7 @@ mod path_mtu;
 mod port;
 mod reject;
 mod rollout;
+mod scale;
 mod sctp;
 mod shape;
 mod silence;
