@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_tests::{
-    lab::{Family, FrontendKind, Lab, Load, LoadReport, Protocol, Service, UdpClient},
+    lab::{Family, FrontendKind, Lab, Load, LoadReport, PATIENCE, Protocol, Service, UdpClient, wait_until},
     require_root,
 };
 
 use super::{
     change::change,
-    outside::{expose, frontends, start_agents},
+    outside::{cluster, expose, frontends, start_agents},
 };
 
 const BACKENDS: [&str; 5] = ["near-1", "near-2", "far-1", "far-2", "far-3"];
@@ -103,4 +103,33 @@ fn rule_4_1_requests_are_refused_only_while_there_is_no_endpoint() -> Result<()>
             }
             Ok(())
         })
+}
+
+/// A client that goes on from one port hears that nobody is left, by every kind of frontend, and is served again when
+/// somebody is.
+#[test]
+fn rule_7_6_udp_flows_end_with_the_last_endpoint() -> Result<()> {
+    require_root!();
+    cluster().run(|lab| {
+        let full = expose(lab, "web", 1, &["near", "far"])?;
+        let empty = full.clone().pods(&[]);
+        lab.apply(&full)?;
+        let _agents = start_agents(lab)?;
+        let mut sockets = Vec::new();
+        for (_, to) in frontends(lab, &full).into_iter().filter(|(of, _)| *of == Protocol::Udp) {
+            sockets.push((to, lab.namespace("outside").run(|| UdpClient::bind(0, to))?));
+        }
+        for (service, is_served) in [(&full, true), (&empty, false), (&full, true)] {
+            change(lab, service)?;
+            for (to, socket) in &mut sockets {
+                let what = format!("{to} is served: {is_served}");
+                // Flows are removed after the tables have changed (behaviour.md 7.8).
+                wait_until(&what, PATIENCE, || match socket.ask(*to) {
+                    Ok(_) => is_served.then_some(()),
+                    Err(error) => (!is_served && error.is_refused()).then_some(()),
+                })?;
+            }
+        }
+        Ok(())
+    })
 }
