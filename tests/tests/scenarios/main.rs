@@ -25,8 +25,8 @@ mod sctp;
 mod shape;
 mod silence;
 mod size;
-mod xdp;
 mod vip;
+mod xdp;
 
 use anyhow::Result;
 use proxy_tests::lab::{Addresses, Lab, Protocol, Service, address};
