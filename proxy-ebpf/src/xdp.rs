@@ -117,8 +117,8 @@ impl Routes for Kernel {
         }
     }
 
-    /// A frame that is not for this device's address would be none of the stack's either; that shows where the frame
-    /// leaves by the same device, the address of others is unknown here.
+    /// A frame for another host, which a device without a filter receives, is none of ours. That shows where the packet would
+    /// leave by the device that it came from, whose address is told then.
     #[inline(never)]
     fn route<A: AddressBytes>(&self, journey: &FlowKey<A>, class: u32, length: u32, hop: &mut Hop) -> bool {
         const FAMILY_V4: u8 = 2;
@@ -148,6 +148,7 @@ impl Routes for Kernel {
         };
         (hop.destination, hop.source) = (lookup.dmac, lookup.smac);
         found == BPF_FIB_LKUP_RET_SUCCESS
+            && (hop.device != self.device || Frame(self.context.cast()).is_for(&hop.source))
     }
 }
 
@@ -160,6 +161,14 @@ impl Frame {
     #[inline(always)]
     fn bytes<const N: usize>(&self) -> Option<Bytes<'_>> {
         self.address::<N>(0).map(|address| Bytes(address, PhantomData))
+    }
+
+    /// Whether it is addressed to a device.
+    #[inline(always)]
+    fn is_for(&self, address: &[u8; 6]) -> bool {
+        let [a, b, c, d, e, f] = *address;
+        self.bytes::<ETHERNET>()
+            .is_some_and(|header| header.load(0) == [a, b, c, d] && header.load(4) == [e, f])
     }
 
     /// Address of `N` bytes at `offset`, if the frame holds them.
@@ -223,7 +232,11 @@ impl Packet for Frame {
             return Some(());
         }
         let after = checksum::update(checksum::update(before, change.addresses), change.ports);
-        let after = if change.zero_is_none && after == 0 { 0xffff } else { after };
+        let after = if change.zero_is_none && after == 0 {
+            0xffff
+        } else {
+            after
+        };
         field.store(0, after.to_ne_bytes());
         Some(())
     }

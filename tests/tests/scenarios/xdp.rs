@@ -240,3 +240,36 @@ fn rules_name_devices_and_cleanup_detaches() -> Result<()> {
         })
     })
 }
+
+/// A frame for another host, which a bridge floods to the node, is not forwarded: its own host does that.
+fn frames_for_others_are_left_alone(mode: Xdp) -> Result<()> {
+    under_xdp(mode, || {
+        cluster().run(|lab| {
+            let [(_, service)] = &expose_each(lab, &["far"], Policy::Cluster)?[..] else {
+                bail!("one Service")
+            };
+            let _agents = start_agents(lab)?;
+            let to = service.frontend_of(FrontendKind::NodePort, Family::V4, "udp", lab.node("node-a"));
+            lab.request("outside", Protocol::Udp, to)?;
+            lab.namespace("router").ip(&format!(
+                "neigh replace {} lladdr 02:00:00:00:00:99 dev wire nud permanent\n",
+                to.ip()
+            ))?;
+            let answered = lab.request("outside", Protocol::Udp, to);
+            ensure!(answered.is_err(), "{answered:?}");
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn generic_xdp_leaves_frames_for_others_alone() -> Result<()> {
+    require_root!();
+    frames_for_others_are_left_alone(Xdp::Generic)
+}
+
+#[test]
+fn native_xdp_leaves_frames_for_others_alone() -> Result<()> {
+    require_root!();
+    frames_for_others_are_left_alone(Xdp::Native)
+}
