@@ -66,7 +66,7 @@ fn request_through(lab: &Lab, to: SocketAddr, backend: SocketAddr) -> Result<IpA
 }
 
 /// By a node that the controller isn't on under policy Cluster, by its own one under policy Local, to each of its ports;
-/// `answered` says whether the client was rightly seen.
+/// `rightly_seen` says whether it saw the right client.
 fn requests_pass(policy: Policy, entry: &str, rightly_seen: impl Fn(&Lab, IpAddr) -> bool) -> Result<()> {
     cluster().run(|lab| {
         let web = serve(lab, "web", 1, &["backend"])?;
