@@ -4,6 +4,7 @@
 #![no_main]
 
 mod environment;
+mod hook;
 mod maps;
 mod settings;
 mod skb;
@@ -22,7 +23,7 @@ use proxy_common::{
     packet::{Family, V4, V6},
 };
 
-use crate::{environment::Kernel, skb::Skb, tables::Maps};
+use crate::{hook::Hook, skb::Skb, tables::Maps};
 
 /// Continue with the next program, or with the stack (`TCX_NEXT`, `TC_ACT_UNSPEC`): other owners' programs still run.
 const NEXT: i32 = -1;
@@ -96,7 +97,7 @@ where
 {
     action(
         skb,
-        datapath::ingress::<F, _, _, _>(&mut Skb::<LINK>::new(skb), &Maps(family), &environment(skb)),
+        datapath::ingress::<F, _, _, _>(&mut Skb::<LINK>::new(skb), &Maps(family), &Hook::<LINK>::new(skb)),
     )
 }
 
@@ -108,7 +109,7 @@ where
 {
     action(
         skb,
-        datapath::egress::<F, _, _, _>(&mut Skb::<LINK>::new(skb), &Maps(family), &environment(skb)),
+        datapath::egress::<F, _, _, _>(&mut Skb::<LINK>::new(skb), &Maps(family), &Hook::<LINK>::new(skb)),
     )
 }
 
@@ -124,15 +125,6 @@ fn protocol(skb: *mut __sk_buff) -> u32 {
             return 0;
         }
         (*skb).protocol
-    }
-}
-
-#[inline(always)]
-fn environment(skb: *mut __sk_buff) -> Kernel {
-    // SAFETY: a field of the program's own context.
-    Kernel {
-        device: unsafe { (*skb).ifindex },
-        context: skb.cast(),
     }
 }
 

@@ -123,10 +123,16 @@ pub struct Skb<const LINK: usize> {
 }
 
 impl<const LINK: usize> Skb<LINK> {
+    /// Wraps the context of a classifier program, whose headers [`Skb::new`] has made readable.
+    #[inline(always)]
+    pub fn bare(skb: *mut __sk_buff) -> Self {
+        Self { skb }
+    }
+
     /// Wraps the context of a classifier program and makes its headers readable.
     #[inline(always)]
     pub fn new(skb: *mut __sk_buff) -> Self {
-        let packet = Self { skb };
+        let packet = Self::bare(skb);
         // IPv4 and TCP must be in the linear part, of a packet long enough IPv6 and TCP; nearly always they are.
         if packet.view::<40>(0).is_none() || packet.view::<60>(0).is_none() && packet.length() >= 60 {
             // SAFETY: a helper call on the program's own context. Failure leaves the packet as short as it was, which

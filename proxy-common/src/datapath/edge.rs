@@ -4,7 +4,7 @@
 
 use super::{
     Environment, FlowHandle as _, Outcome, Reason, Scratch, Tables, Verdict, direct::direct, first::first_packet,
-    fragment, frontend, icmp_error::icmp_error, own, reject::reject, translate::translate, upkeep,
+    fragment, frontend, own, translate::translate, upkeep,
 };
 use crate::{
     layout::{AddressBytes, EGRESS, FlowKey, FlowValue, INGRESS, ServiceValue, flow_flags, history},
@@ -33,7 +33,7 @@ pub fn ingress<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     counted(packet, tables, |packet| {
         let reason = enter::<F, P, T, E>(packet, tables, environment);
         if reason.verdict() == Verdict::Reject {
-            reject::<F, P, T, E>(packet, tables, environment, reason)
+            environment.reject::<F, P, T>(packet, tables, reason)
         } else {
             reason
         }
@@ -63,7 +63,7 @@ fn enter<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
         // Its ports, if it has them, are looked for where there is time.
         Err(Skip::Fragment) => None,
         Err(Skip::OtherProtocol) => {
-            if let Some(reason) = icmp_error::<F, P, T>(packet, tables, INGRESS) {
+            if let Some(reason) = environment.icmp_error::<F, P, T>(packet, tables, INGRESS) {
                 return reason;
             }
             if !frontend {
@@ -126,7 +126,9 @@ fn leave<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     if !tables.may_be_backend(&addresses.source) && !tables.may_be_backend(&addresses.destination) {
         // A router's error to a client has neither address: only the packet that it quotes tells whose it is.
         return if F::is_icmp(packet) {
-            icmp_error::<F, P, T>(packet, tables, EGRESS).unwrap_or(Reason::Unrelated)
+            environment
+                .icmp_error::<F, P, T>(packet, tables, EGRESS)
+                .unwrap_or(Reason::Unrelated)
         } else {
             Reason::Unrelated
         };
@@ -135,7 +137,9 @@ fn leave<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
         Ok(transport) => Some((transport.key(EGRESS, addresses), transport)),
         Err(Skip::Fragment) => None,
         Err(Skip::OtherProtocol) => {
-            return icmp_error::<F, P, T>(packet, tables, EGRESS).unwrap_or(Reason::OtherProtocol);
+            return environment
+                .icmp_error::<F, P, T>(packet, tables, EGRESS)
+                .unwrap_or(Reason::OtherProtocol);
         }
         Err(skip) => return skip.into(),
     };

@@ -25,7 +25,7 @@ const LOOKED_INTO: u32 = 256;
 /// Translates an ICMP error about a flow that is known at the hook of this direction. `None` if it is no such packet,
 /// which is untouched then.
 #[inline(never)]
-pub(super) fn icmp_error<F: Family, P: Packet, T: Tables<F::Address>>(
+pub fn icmp_error<F: Family, P: Packet, T: Tables<F::Address>>(
     packet: &mut P,
     tables: &T,
     direction: u8,

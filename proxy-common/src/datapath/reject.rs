@@ -15,7 +15,7 @@ const BURST: u64 = 50;
 /// Turns a packet that was refused for `reason` into the answer to it, and gives that reason; or another one, if there is
 /// no answer.
 #[inline(never)]
-pub(super) fn reject<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+pub fn reject<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &mut P,
     tables: &T,
     environment: &E,

@@ -1,11 +1,11 @@
 //! What the datapath needs of the world: tables, clock, chance.
 
-use super::Reason;
+use super::{Reason, icmp_error, reject};
 use crate::layout::{
     AddressBytes, AffinityKey, AffinityValue, Backend, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment,
     HeldKey, INGRESS, Member, MemberKey, ServiceKey, ServiceValue, SlotKey, TICK_SHIFT, Timeouts,
 };
-use crate::packet::Transport;
+use crate::packet::{Family, Packet, Transport};
 
 /// Whether an insert may replace an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,6 +178,25 @@ pub trait Environment {
     /// Now, in nanoseconds, for what a tick is too coarse for.
     fn nanoseconds(&self) -> u64 {
         u64::from(self.now()) << TICK_SHIFT
+    }
+    /// [`super::icmp_error`](fn@super::icmp_error). The kernel's has it behind a call of a function of its own, so that the
+    /// verifier goes through it once and not with every state in which it is called.
+    #[inline(always)]
+    fn icmp_error<F: Family, P: Packet, T: Tables<F::Address>>(
+        &self,
+        packet: &mut P,
+        tables: &T,
+        direction: u8,
+    ) -> Option<Reason> {
+        icmp_error::<F, P, T>(packet, tables, direction)
+    }
+    /// [`super::reject`](fn@super::reject), likewise.
+    #[inline(always)]
+    fn reject<F: Family, P: Packet, T: Tables<F::Address>>(&self, packet: &mut P, tables: &T, reason: Reason) -> Reason
+    where
+        Self: Sized,
+    {
+        reject::<F, P, T, Self>(packet, tables, self, reason)
     }
     /// A random number, uniform over all of `u32`.
     fn random(&self) -> u32;
