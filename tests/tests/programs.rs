@@ -40,7 +40,7 @@ const BUDGETS: [Budget; 5] = [
 const fn ingress(program: &'static str) -> Budget {
     Budget {
         program,
-        verified: 237_000,
+        verified: 220_000,
         translated: 90_000,
     }
 }
@@ -48,7 +48,7 @@ const fn ingress(program: &'static str) -> Budget {
 const fn egress(program: &'static str) -> Budget {
     Budget {
         program,
-        verified: 169_000,
+        verified: 134_000,
         translated: 61_000,
     }
 }
