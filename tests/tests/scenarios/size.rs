@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_tests::{
-    lab::{Connection, Family, Lab, Policy, Protocol},
+    lab::{Connection, Family, Lab, Policy, Protocol, UdpClient},
     require_root,
 };
 
@@ -44,6 +44,19 @@ pub(super) fn tcp_discovers_the_path_mtu_through_every_frontend() -> Result<()> 
         let mut connection = Connection::open(to)?;
         connection.pull(100_000)?;
         connection.push(100_000)?;
+        Ok(())
+    })
+}
+
+/// Datagrams are not sent again: one is lost for each end that learns. From then on they go in fragments.
+#[test]
+fn udp_discovers_the_path_mtu_through_every_frontend() -> Result<()> {
+    require_root!();
+    path_mtu_is_discovered(Protocol::Udp, |to| {
+        let question = vec![0xa5; 1400];
+        let mut socket = UdpClient::bind(0, to)?;
+        let mut ask = || socket.ask_with(to, &question);
+        ask().or_else(|_| ask()).or_else(|_| ask())?;
         Ok(())
     })
 }
