@@ -177,16 +177,7 @@ impl<F: TestFamily> World<F> {
             ..ServiceValue::default()
         };
         self.set_service(frontend, service);
-        for (index, (address, port)) in (0..).zip(endpoints) {
-            let address = F::address(*address);
-            self.backends.insert(address);
-            let backend = Backend {
-                address,
-                port: *port,
-                reserved: 0,
-            };
-            self.slots.insert(SlotKey { set: id, index }, backend);
-        }
+        self.set_endpoints(id, endpoints);
     }
 
     /// Writes an entry for a frontend, for TCP, UDP and SCTP.
@@ -206,8 +197,17 @@ impl<F: TestFamily> World<F> {
             .insert(ServiceKey::wildcard(address), ServiceValue::default());
     }
 
-    /// Adds endpoints to a set that [`World::serve_as`] made or that is new.
+    /// Adds endpoints to a set that [`World::serve_as`] made or that is new, and lets affinity lead to them.
     pub(super) fn set_members(&mut self, set: u32, since: u32, endpoints: &[Endpoint]) {
+        self.set_endpoints(set, endpoints);
+        for (address, port) in endpoints {
+            let key = MemberKey::new(set, F::address(*address), *port);
+            self.members.insert(key, Member { since });
+        }
+    }
+
+    /// Writes the slots of a set.
+    fn set_endpoints(&mut self, set: u32, endpoints: &[Endpoint]) {
         for (index, (address, port)) in (0..).zip(endpoints) {
             let address = F::address(*address);
             self.backends.insert(address);
@@ -217,8 +217,6 @@ impl<F: TestFamily> World<F> {
                 reserved: 0,
             };
             self.slots.insert(SlotKey { set, index }, backend);
-            self.members
-                .insert(MemberKey::new(set, address, *port), Member { since });
         }
     }
 
