@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use super::{
-    Options,
+    Options, in_rounds,
     paths::{Proxy, Way},
     report::{Machine, median, write_json},
     traffic::{self, Sample},
@@ -59,18 +59,7 @@ pub(super) fn run(options: &Options, machine: &Machine, directory: &Path) -> Res
         }
     }
     let time = Duration::from_millis(options.milliseconds);
-    let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); ways.len()];
-    for round in 0..=options.rounds {
-        eprintln!("round {round} of {}", options.rounds);
-        // Each round starts with another way, so that none always follows the same one.
-        for index in (0..ways.len()).map(|index| (index + round as usize) % ways.len()) {
-            let sample = ways[index].measure(time)?;
-            // Round 0 only warms caches up.
-            if round > 0 {
-                samples[index].push(sample);
-            }
-        }
-    }
+    let samples = in_rounds(&ways, options.rounds, |way| way.measure(time))?;
     let direct = samples[0].clone();
     let rows: Vec<Row> = ways
         .iter()

@@ -81,3 +81,22 @@ pub fn run(options: &Options) -> Result<()> {
     }
     Ok(())
 }
+
+/// Measures every way once a round; gives the samples of each. Round 0 only warms caches up, and each round starts with another
+/// way, so that none always follows the same one.
+///
+/// # Errors
+/// Those of `measure`.
+fn in_rounds<W, S: Clone>(ways: &[W], rounds: u32, measure: impl Fn(&W) -> Result<S>) -> Result<Vec<Vec<S>>> {
+    let mut samples: Vec<Vec<S>> = vec![Vec::new(); ways.len()];
+    for round in 0..=rounds {
+        eprintln!("round {round} of {rounds}");
+        for index in (0..ways.len()).map(|index| (index + round as usize) % ways.len()) {
+            let sample = measure(&ways[index])?;
+            if round > 0 {
+                samples[index].push(sample);
+            }
+        }
+    }
+    Ok(samples)
+}

@@ -18,7 +18,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use super::{
-    Options, nftables,
+    Options, in_rounds, nftables,
     report::{Machine, median, write_json},
     traffic,
 };
@@ -115,17 +115,7 @@ pub(super) fn run(options: &Options, machine: &Machine, directory: &Path) -> Res
         .map(|forwarder| Way::build(forwarder, core))
         .collect::<Result<Vec<_>>>()?;
     let time = Duration::from_millis(options.milliseconds);
-    let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); ways.len()];
-    for round in 0..=options.rounds {
-        eprintln!("round {round} of {}", options.rounds);
-        for index in (0..ways.len()).map(|index| (index + round as usize) % ways.len()) {
-            let sample = ways[index].measure(time)?;
-            // Round 0 only warms caches up.
-            if round > 0 {
-                samples[index].push(sample);
-            }
-        }
-    }
+    let samples = in_rounds(&ways, options.rounds, |way| way.measure(time))?;
     let row = |(way, of_way): (&Way, &Vec<Sample>)| Row {
         forwarder: way.forwarder.to_string(),
         packets_per_second: median(of_way.iter().map(|sample| sample.rate)),
