@@ -24,19 +24,35 @@ pub(super) fn request<A: AddressBytes, T: Tables<A>>(
         (key.source, value.other_port),
         (value.address, value.port),
     );
-    let unresolved = FlowValue {
-        address: key.source,
-        port: value.other_port,
-        other_port: value.port,
-        service: value.service,
-        last_seen: value.last_seen,
-        address_difference: 0,
-        history: 0,
-        flags: flow_flags::MASQUERADE | flow_flags::UNRESOLVED | value.flags & flow_flags::EXPRESS,
-    };
+    let unresolved = unresolved(
+        &middle,
+        value.service,
+        value.last_seen,
+        value.flags & flow_flags::EXPRESS,
+    );
     match tables.insert_flow(&middle, &unresolved, mode) {
         Ok(()) | Err(InsertError::Exists) => Ok(()),
         Err(InsertError::Full) => Err(InsertError::Full),
+    }
+}
+
+/// The value under `key` at egress that asks for a masquerade, with these further bits of [`flow_flags`].
+#[inline(always)]
+pub(super) const fn unresolved<A: AddressBytes>(
+    key: &FlowKey<A>,
+    service: u32,
+    last_seen: u32,
+    flags: u8,
+) -> FlowValue<A> {
+    FlowValue {
+        address: key.source,
+        port: key.source_port,
+        other_port: key.destination_port,
+        service,
+        last_seen,
+        address_difference: 0,
+        history: 0,
+        flags: flow_flags::MASQUERADE | flow_flags::UNRESOLVED | flags,
     }
 }
 

@@ -4,9 +4,9 @@
 //! opens a connection whose ports a masquerade to the same backend has. Then the node's connection gets another port by a
 //! masquerade of its own, as the kernel's conntrack does it.
 
-use super::{Environment, FlowHandle as _, InsertMode, Tables};
+use super::{Environment, FlowHandle as _, InsertMode, Tables, masquerade};
 use crate::{
-    layout::{AddressBytes, FlowKey, FlowValue, INGRESS, flow_flags},
+    layout::{AddressBytes, FlowKey, INGRESS, flow_flags},
     packet::{TCP, Transport, opens_connection},
 };
 
@@ -38,15 +38,6 @@ pub(super) fn collides<A: AddressBytes, T: Tables<A>, E: Environment>(
     if present.flags & flow_flags::MASQUERADE == 0 {
         return false;
     }
-    let unresolved = FlowValue {
-        address: key.source,
-        port: key.source_port,
-        other_port: key.destination_port,
-        service: present.service,
-        last_seen: environment.now(),
-        address_difference: 0,
-        history: 0,
-        flags: flow_flags::MASQUERADE | flow_flags::UNRESOLVED,
-    };
+    let unresolved = masquerade::unresolved(key, present.service, environment.now(), 0);
     tables.insert_flow(key, &unresolved, InsertMode::New).is_ok()
 }
