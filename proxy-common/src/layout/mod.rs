@@ -31,7 +31,7 @@ pub use slot::{Backend, SlotKey};
 pub use source::{LOCAL_PODS, Source, SourceKey};
 
 /// Version of all layouts together; part of the pin directory's name.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 mod private {
     /// Keeps [`super::Plain`] and [`super::AddressBytes`] to the types of this room.
