@@ -13,7 +13,7 @@ use aya_ebpf::{
 use core::{arch::asm, marker::PhantomData};
 use proxy_common::{
     layout::{HELD_BYTES, HeldFragment, INGRESS},
-    packet::{ChecksumChange, MAX_QUOTE, Packet, View, ViewMut, checksum, crc32c},
+    packet::{self, ChecksumChange, MAX_QUOTE, Packet, Skip, View, ViewMut, checksum, crc32c},
 };
 
 use crate::settings;
@@ -115,6 +115,24 @@ impl ViewMut for Bytes<'_> {
 #[inline(never)]
 pub extern "C" fn crc32c_difference(change: u32, length: u32) -> u32 {
     crc32c::difference(change, length as u16)
+}
+
+/// What [`skip_extensions`] returns: the protocol above the offset, or one of these.
+const MALFORMED: u32 = 0x0100_0000;
+const FRAGMENT: u32 = 0x0200_0000;
+const OTHER_PROTOCOL: u32 = 0x0300_0000;
+
+/// [`packet::skip_extensions`], global likewise. Offsets count from the link-layer header here, so that it is the same function
+/// for all devices.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn skip_extensions(skb: *mut __sk_buff, first: u32, offset: u32, refused: u32) -> u32 {
+    match packet::skip_extensions(&Skb::<0>::bare(skb), first as u8, offset as usize, refused as u16) {
+        Ok((protocol, offset)) => u32::from(protocol) << 16 | offset as u32 & 0xffff,
+        Err(Skip::Malformed) => MALFORMED,
+        Err(Skip::Fragment) => FRAGMENT,
+        Err(Skip::OtherProtocol) => OTHER_PROTOCOL,
+    }
 }
 
 /// A packet at a tc hook of a device whose link-layer header is `LINK` bytes long.
@@ -225,6 +243,16 @@ impl<const LINK: usize> Packet for Skb<LINK> {
     #[inline(always)]
     fn crc32c_difference(&self, change: u32, length: u16) -> u32 {
         crc32c_difference(change, length.into())
+    }
+
+    #[inline(always)]
+    fn skip_extensions(&self, first: u8, offset: usize, refused: u16) -> Result<(u8, usize), Skip> {
+        match skip_extensions(self.skb, first.into(), (LINK + offset) as u32, refused.into()) {
+            MALFORMED => Err(Skip::Malformed),
+            FRAGMENT => Err(Skip::Fragment),
+            OTHER_PROTOCOL => Err(Skip::OtherProtocol),
+            found => Ok(((found >> 16) as u8, (found as usize & 0xffff).wrapping_sub(LINK))),
+        }
     }
 
     /// Helpers can't say "no checksum is partial", but one that cuts off the packet's beginning up to behind the place where

@@ -21,7 +21,12 @@ use proxy_common::{
     packet::{ChecksumChange, Hops, Packet, V4, V6, View as _, ViewMut as _, checksum},
 };
 
-use crate::{environment::Kernel, maps, skb::Bytes, tables::Maps};
+use crate::{
+    environment::Kernel,
+    maps,
+    skb::{Bytes, crc32c_difference},
+    tables::Maps,
+};
 
 /// Length of an Ethernet header.
 const ETHERNET: usize = 14;
@@ -216,6 +221,11 @@ impl Packet for Frame {
         // SAFETY: fields of the program's own context.
         let length = unsafe { (*self.0).data_end.wrapping_sub((*self.0).data) };
         length.wrapping_sub(ETHERNET as u32)
+    }
+
+    #[inline(always)]
+    fn crc32c_difference(&self, change: u32, length: u16) -> u32 {
+        crc32c_difference(change, length.into())
     }
 
     /// Nothing is answered here.

@@ -279,7 +279,7 @@ impl Family for V6 {
         }
         let (protocol, transport) = match first {
             TCP | UDP | SCTP => (first, 40),
-            _ => skip_extensions(packet, first, 40, FRAGMENT_OFFSET | MORE_FRAGMENTS)?,
+            _ => packet.skip_extensions(first, 40, FRAGMENT_OFFSET | MORE_FRAGMENTS)?,
         };
         Transport::read(packet, protocol, transport)
     }
@@ -292,12 +292,8 @@ impl Family for V6 {
 
     #[inline(always)]
     fn first_transport<P: Packet>(packet: &P, fragment: &Fragment) -> Result<Transport, Skip> {
-        let (protocol, offset) = skip_extensions(
-            packet,
-            fragment.protocol,
-            fragment.offset,
-            FRAGMENT_OFFSET | MORE_FRAGMENTS,
-        )?;
+        let (protocol, offset) =
+            packet.skip_extensions(fragment.protocol, fragment.offset, FRAGMENT_OFFSET | MORE_FRAGMENTS)?;
         Transport::read(packet, protocol, offset)
     }
 
@@ -348,7 +344,7 @@ impl Family for V6 {
         }
         match first {
             TCP | UDP | SCTP => Some((first, at + 40)),
-            _ => skip_extensions(packet, first, at + 40, FRAGMENT_OFFSET).ok(),
+            _ => packet.skip_extensions(first, at + 40, FRAGMENT_OFFSET).ok(),
         }
     }
 
@@ -430,9 +426,17 @@ const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 
 /// Finds the transport header behind the extension headers that begin at `offset`: its protocol and offset. A fragment
-/// with any bit of `refused` in its header is not looked into. Off the usual path, so not inlined.
+/// with any bit of `refused` in its header is not looked into.
+///
+/// # Errors
+/// Why there is none that could be read.
 #[inline(never)]
-fn skip_extensions<P: Packet>(packet: &P, first: u8, mut offset: usize, refused: u16) -> Result<(u8, usize), Skip> {
+pub fn skip_extensions<P: Packet + ?Sized>(
+    packet: &P,
+    first: u8,
+    mut offset: usize,
+    refused: u16,
+) -> Result<(u8, usize), Skip> {
     let mut next = first;
     for _ in 0..MAX_EXTENSIONS {
         if has_ports(next) {

@@ -12,7 +12,7 @@ mod hop;
 use crate::layout::HeldFragment;
 
 pub use buffer::{BufferPacket, Resent};
-pub use family::{Family, V4, V6};
+pub use family::{Family, V4, V6, skip_extensions};
 pub use headers::{
     Addresses, Fragment, ICMP, ICMPV6, SCTP, Skip, TCP, Transport, UDP, has_ports, opens_connection, tcp_flags,
 };
@@ -65,6 +65,15 @@ pub trait Packet {
     #[inline(always)]
     fn crc32c_difference(&self, change: u32, length: u16) -> u32 {
         crc32c::difference(change, length)
+    }
+
+    /// [`skip_extensions`](fn@skip_extensions), likewise. Off the usual path.
+    ///
+    /// # Errors
+    /// As there.
+    #[inline(always)]
+    fn skip_extensions(&self, first: u8, offset: usize, refused: u16) -> Result<(u8, usize), Skip> {
+        skip_extensions(self, first, offset, refused)
     }
 
     /// Corrects the transport checksum after a rewrite of addresses and ports, whatever state of completion it is in.
