@@ -5,8 +5,8 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use proxy_common::{
-    datapath::{self, Environment, Reason, Tables},
-    layout::{AddressBytes, FlowKey, Timeouts},
+    datapath::{self, Claim, Environment, Reason, Scratch, Tables},
+    layout::{AddressBytes, FlowKey, HeldKey, Timeouts},
     packet::{Family, Packet, V4, V6},
 };
 
@@ -35,25 +35,28 @@ impl<const LINK: usize> Hook<LINK> {
 /// What the functions below return: nothing to say, or one of these reasons.
 const NOTHING: u32 = u32::MAX;
 
-/// The reason that a function has returned.
+/// The reason that a function has returned. From a table, so that the verifier doesn't go on with each of them.
 #[inline(always)]
 fn reason(number: u32) -> Option<Reason> {
-    const ICMP_ERROR: u32 = Reason::IcmpError as u32;
-    const REWRITE_FAILED: u32 = Reason::RewriteFailed as u32;
-    const ANSWER_LIMITED: u32 = Reason::AnswerLimited as u32;
-    const UNANSWERABLE: u32 = Reason::Unanswerable as u32;
+    Reason::ALL.get(number as usize).copied()
+}
+
+/// What came of an attempt, as a function has returned it.
+#[inline(always)]
+fn claimed(number: u32) -> Claim {
+    const OURS: u32 = Claim::Ours as u32;
+    const TAKEN: u32 = Claim::Taken as u32;
     match number {
-        ICMP_ERROR => Some(Reason::IcmpError),
-        REWRITE_FAILED => Some(Reason::RewriteFailed),
-        ANSWER_LIMITED => Some(Reason::AnswerLimited),
-        UNANSWERABLE => Some(Reason::Unanswerable),
-        _ => None,
+        OURS => Claim::Ours,
+        TAKEN => Claim::Taken,
+        _ => Claim::Full,
     }
 }
 
 /// Defines the functions for a family behind link-layer headers of one length.
 macro_rules! outlined {
-    ($link:ident, $family:ident, $icmp_error:ident, $reject:ident) => {
+    ($link:ident, $family:ident, $address:ty, $icmp_error:ident, $reject:ident, $send_held:ident, $choose:ident,
+     $claim:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $icmp_error(skb: *mut __sk_buff, direction: u32) -> u32 {
@@ -71,13 +74,80 @@ macro_rules! outlined {
                 reason => reason as u32,
             }
         }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $send_held(skb: *mut __sk_buff, queue: u32, place: u32, direction: u32) -> u32 {
+            let (mut packet, key) = (Skb::<$link>::bare(skb), HeldKey { queue, place });
+            datapath::send_held::<$family, _, _>(&mut packet, &Maps($family), key, direction as u8);
+            NOTHING
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $choose(skb: *mut __sk_buff, scratch: *mut Scratch<$address>) -> u32 {
+            // SAFETY: the caller's scratch memory; the verifier checks its size.
+            let Some(scratch) = (unsafe { scratch.as_mut() }) else {
+                return NOTHING;
+            };
+            match datapath::choose(&Maps($family), &Hook::<$link>::new(skb), scratch) {
+                Ok(()) => NOTHING,
+                Err(reason) => reason as u32,
+            }
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $claim(skb: *mut __sk_buff, scratch: *const Scratch<$address>, evict: u32) -> u32 {
+            // SAFETY: as above.
+            match unsafe { scratch.as_ref() } {
+                Some(scratch) => datapath::claim(&Maps($family), &Hook::<$link>::new(skb), scratch, evict != 0) as u32,
+                None => Claim::Full as u32,
+            }
+        }
     };
 }
 
-outlined!(ETHERNET, V4, icmp_error_v4, reject_v4);
-outlined!(ETHERNET, V6, icmp_error_v6, reject_v6);
-outlined!(NONE, V4, icmp_error_l3_v4, reject_l3_v4);
-outlined!(NONE, V6, icmp_error_l3_v6, reject_l3_v6);
+outlined!(
+    ETHERNET,
+    V4,
+    [u8; 4],
+    icmp_error_v4,
+    reject_v4,
+    send_held_v4,
+    choose_v4,
+    claim_v4
+);
+outlined!(
+    ETHERNET,
+    V6,
+    [u8; 16],
+    icmp_error_v6,
+    reject_v6,
+    send_held_v6,
+    choose_v6,
+    claim_v6
+);
+outlined!(
+    NONE,
+    V4,
+    [u8; 4],
+    icmp_error_l3_v4,
+    reject_l3_v4,
+    send_held_l3_v4,
+    choose_l3_v4,
+    claim_l3_v4
+);
+outlined!(
+    NONE,
+    V6,
+    [u8; 16],
+    icmp_error_l3_v6,
+    reject_l3_v6,
+    send_held_l3_v6,
+    choose_l3_v6,
+    claim_l3_v6
+);
 
 impl<const LINK: usize> Environment for Hook<LINK> {
     #[inline(always)]
@@ -141,4 +211,50 @@ impl<const LINK: usize> Environment for Hook<LINK> {
         });
         unanswered.unwrap_or(refused)
     }
+
+    #[inline(always)]
+    fn send_held<F: Family, P: Packet, T: Tables<F::Address>>(
+        &self,
+        _packet: &mut P,
+        _tables: &T,
+        HeldKey { queue, place }: HeldKey,
+        direction: u8,
+    ) {
+        let direction = direction.into();
+        match (LINK, F::IPV6) {
+            (ETHERNET, false) => send_held_v4(self.skb, queue, place, direction),
+            (ETHERNET, true) => send_held_v6(self.skb, queue, place, direction),
+            (_, false) => send_held_l3_v4(self.skb, queue, place, direction),
+            (_, true) => send_held_l3_v6(self.skb, queue, place, direction),
+        };
+    }
+
+    #[inline(always)]
+    fn choose<A: AddressBytes, T: Tables<A>>(&self, _tables: &T, scratch: &mut Scratch<A>) -> Result<(), Reason> {
+        let (skb, scratch) = (self.skb, &raw mut *scratch);
+        reason(match (LINK, is_ipv6::<A>()) {
+            (ETHERNET, false) => choose_v4(skb, scratch.cast()),
+            (ETHERNET, true) => choose_v6(skb, scratch.cast()),
+            (_, false) => choose_l3_v4(skb, scratch.cast()),
+            (_, true) => choose_l3_v6(skb, scratch.cast()),
+        })
+        .map_or(Ok(()), Err)
+    }
+
+    #[inline(always)]
+    fn claim<A: AddressBytes, T: Tables<A>>(&self, _tables: &T, scratch: &Scratch<A>, evict: bool) -> Claim {
+        let (skb, scratch, evict) = (self.skb, &raw const *scratch, evict.into());
+        claimed(match (LINK, is_ipv6::<A>()) {
+            (ETHERNET, false) => claim_v4(skb, scratch.cast(), evict),
+            (ETHERNET, true) => claim_v6(skb, scratch.cast(), evict),
+            (_, false) => claim_l3_v4(skb, scratch.cast(), evict),
+            (_, true) => claim_l3_v6(skb, scratch.cast(), evict),
+        })
+    }
+}
+
+/// Whether addresses are those of IPv6.
+#[inline(always)]
+const fn is_ipv6<A: AddressBytes>() -> bool {
+    size_of::<A>() == size_of::<<V6 as Family>::Address>()
 }

@@ -6,7 +6,7 @@ use super::{
     select::{self, Choice},
 };
 use crate::{
-    layout::{AddressBytes, FlowKey, FlowValue, ServiceValue, flow_flags, history},
+    layout::{AddressBytes, ServiceValue, flow_flags, history},
     packet::Family,
 };
 
@@ -28,12 +28,12 @@ pub(super) fn choose_endpoint<F: Family, T: Tables<F::Address>, E: Environment>(
     environment: &E,
     scratch: &mut Scratch<F::Address>,
 ) -> Result<(), Reason> {
-    let (key, value) = (&scratch.key, &mut scratch.value);
     // An entry that is replaced while it is read may look half old, half new: then its endpoint is missing, once.
-    match choose(tables, environment, key, value) {
-        Err(Reason::EndpointMissing) => choose(tables, environment, key, value)?,
+    match environment.choose(tables, scratch) {
+        Err(Reason::EndpointMissing) => environment.choose(tables, scratch)?,
         chosen => chosen?,
     }
+    let (key, value) = (&scratch.key, &mut scratch.value);
     value.other_port = key.source_port;
     value.last_seen = environment.now();
     value.address_difference = F::difference(&key.destination, &value.address);
@@ -62,14 +62,17 @@ pub(super) fn open<A: AddressBytes, T: Tables<A>, E: Environment>(
     Ok(())
 }
 
-/// Chooses an endpoint for `key`: sets address, port, service and flags of `value`.
+/// Chooses an endpoint for the key in `scratch`: sets address, port, service and flags of its value.
+///
+/// # Errors
+/// Why there is none.
 #[inline(never)]
-fn choose<A: AddressBytes, T: Tables<A>, E: Environment>(
+pub fn choose<A: AddressBytes, T: Tables<A>, E: Environment>(
     tables: &T,
     environment: &E,
-    key: &FlowKey<A>,
-    value: &mut FlowValue<A>,
+    scratch: &mut Scratch<A>,
 ) -> Result<(), Reason> {
+    let (key, value) = (&scratch.key, &mut scratch.value);
     let (mut service, mut choice) = (ServiceValue::default(), Choice::default());
     frontend::find(tables, key, &mut service)?;
     select::decide(tables, environment, key, &service, &mut choice)?;

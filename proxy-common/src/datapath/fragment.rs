@@ -82,7 +82,7 @@ pub(super) fn depart<F: Family, P: Packet, T: Tables<F::Address>, E: Environment
 ) -> Reason {
     let (reason, direction) = (scratch.reason, scratch.fragment_key.direction);
     match record::<F, T, E>(tables, environment, scratch) {
-        Some(queue) if !release::<F, P, T>(packet, tables, queue, direction) => Reason::RewriteFailed,
+        Some(queue) if !release::<F, P, T, E>(packet, tables, environment, queue, direction) => Reason::RewriteFailed,
         _ => reason,
     }
 }
@@ -143,22 +143,33 @@ fn record<F: Family, T: Tables<F::Address>, E: Environment>(
 
 /// Sends the fragments of a queue to the hook again. `false` if the packet lost its content by that.
 #[inline(never)]
-fn release<F: Family, P: Packet, T: Tables<F::Address>>(packet: &mut P, tables: &T, queue: u32, direction: u8) -> bool {
+fn release<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+    packet: &mut P,
+    tables: &T,
+    environment: &E,
+    queue: u32,
+    direction: u8,
+) -> bool {
     tables.with_copy(PacketCopy::Restore, |copy| {
         if packet.copy_to(copy).is_none() {
             return true;
         }
         for place in 0..PLACES {
-            let key = HeldKey { queue, place };
-            tables.with_held(&key, |held| {
-                let length = held.length;
-                if packet.resend(held, direction, || tables.remove_held(&key)).is_some() {
-                    tables.count(Reason::FragmentReleased, length);
-                }
-            });
+            environment.send_held::<F, P, T>(packet, tables, HeldKey { queue, place }, direction);
         }
         packet.restore(copy).is_some()
     })
+}
+
+/// Sends a fragment to the hook again, if one is held at this place.
+#[inline(always)]
+pub fn send_held<F: Family, P: Packet, T: Tables<F::Address>>(packet: &mut P, tables: &T, key: HeldKey, direction: u8) {
+    tables.with_held(&key, |held| {
+        let length = held.length;
+        if packet.resend(held, direction, || tables.remove_held(&key)).is_some() {
+            tables.count(Reason::FragmentReleased, length);
+        }
+    });
 }
 
 /// A fragment that is not the first; `place` is where it stands, in units of 8 bytes.

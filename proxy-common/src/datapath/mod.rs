@@ -25,10 +25,13 @@ mod upkeep;
 mod verdict;
 
 pub use edge::{egress, ingress};
+pub use first::choose;
 pub use forward::{Crossing, Forwarding, Hop, Routes, forward};
+pub use fragment::send_held;
 pub use frontend::{NO_PORTS, find as find_frontend};
 pub use icmp_error::icmp_error;
 pub use reject::reject;
+pub use reserve::{Claim, claim};
 pub use select::{Choice, decide, scale};
 pub use tables::{Environment, FlowHandle, InsertError, InsertMode, PacketCopy, Scratch, Tables};
 pub use verdict::{Outcome, Reason, Verdict};

@@ -18,7 +18,7 @@ pub(super) fn reserve_twin<A: AddressBytes, T: Tables<A>, E: Environment>(
 ) -> Result<(), Reason> {
     scratch.twin_key = flow::twin_key(&scratch.key, &scratch.value);
     scratch.twin = flow::twin_value(&scratch.key, &scratch.value);
-    match claim(tables, environment, &scratch.twin_key, &scratch.twin, true) {
+    match environment.claim(tables, scratch, true) {
         Claim::Ours => return Ok(()),
         Claim::Full => return Err(Reason::FlowTableFull),
         Claim::Taken => {}
@@ -31,7 +31,7 @@ pub(super) fn reserve_twin<A: AddressBytes, T: Tables<A>, E: Environment>(
         let port = (FIRST_PORT + scale(environment.random(), 65_536 - FIRST_PORT)) as u16;
         // Both kinds of twin carry packets from the backend to the client as the backend sees it.
         scratch.twin_key.destination_port = port;
-        match claim(tables, environment, &scratch.twin_key, &scratch.twin, false) {
+        match environment.claim(tables, scratch, false) {
             Claim::Ours => {
                 if scratch.key.direction == INGRESS {
                     scratch.value.other_port = port;
@@ -48,21 +48,26 @@ pub(super) fn reserve_twin<A: AddressBytes, T: Tables<A>, E: Environment>(
 }
 
 /// What came of an attempt to insert a half.
-enum Claim {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Claim {
+    /// It is inserted
     Ours,
+    /// Its place is another's
     Taken,
+    /// There is no room in the table
     Full,
 }
 
-/// Inserts a half unless its place is taken; `evict` has another look at who is there.
+/// Inserts the twin in `scratch` unless its place is taken; `evict` has another look at who is there.
 #[inline(never)]
-fn claim<A: AddressBytes, T: Tables<A>, E: Environment>(
+pub fn claim<A: AddressBytes, T: Tables<A>, E: Environment>(
     tables: &T,
     environment: &E,
-    key: &FlowKey<A>,
-    value: &FlowValue<A>,
+    scratch: &Scratch<A>,
     evict: bool,
 ) -> Claim {
+    let (key, value) = (&scratch.twin_key, &scratch.twin);
     // The reply half of a masquerade must not take packets that are for a connection of the node itself.
     if key.direction == INGRESS && environment.has_socket(key) {
         return Claim::Taken;

@@ -1,6 +1,6 @@
 //! What the datapath needs of the world: tables, clock, chance.
 
-use super::{Reason, icmp_error, reject};
+use super::{Claim, Reason, choose, claim, icmp_error, reject, send_held};
 use crate::layout::{
     AddressBytes, AffinityKey, AffinityValue, Backend, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment,
     HeldKey, INGRESS, Member, MemberKey, ServiceKey, ServiceValue, SlotKey, TICK_SHIFT, Timeouts,
@@ -197,6 +197,36 @@ pub trait Environment {
         Self: Sized,
     {
         reject::<F, P, T, Self>(packet, tables, self, reason)
+    }
+    /// [`super::choose`](fn@super::choose), likewise.
+    ///
+    /// # Errors
+    /// As there.
+    #[inline(always)]
+    fn choose<A: AddressBytes, T: Tables<A>>(&self, tables: &T, scratch: &mut Scratch<A>) -> Result<(), Reason>
+    where
+        Self: Sized,
+    {
+        choose(tables, self, scratch)
+    }
+    /// [`super::claim`](fn@super::claim), likewise.
+    #[inline(always)]
+    fn claim<A: AddressBytes, T: Tables<A>>(&self, tables: &T, scratch: &Scratch<A>, evict: bool) -> Claim
+    where
+        Self: Sized,
+    {
+        claim(tables, self, scratch, evict)
+    }
+    /// [`super::send_held`](fn@super::send_held), likewise.
+    #[inline(always)]
+    fn send_held<F: Family, P: Packet, T: Tables<F::Address>>(
+        &self,
+        packet: &mut P,
+        tables: &T,
+        key: HeldKey,
+        direction: u8,
+    ) {
+        send_held::<F, P, T>(packet, tables, key, direction);
     }
     /// A random number, uniform over all of `u32`.
     fn random(&self) -> u32;
