@@ -8,12 +8,15 @@ use aya_ebpf::{
     },
 };
 use proxy_common::{
-    datapath::Environment,
+    datapath::{Claim, Environment, Reason, Scratch, Tables},
     layout::{AddressBytes, FlowKey, TICK_SHIFT, Timeouts},
     packet::{TCP, UDP},
 };
 
-use crate::settings;
+use crate::{
+    outlined::{self, is_ipv6},
+    settings, xdp,
+};
 
 /// The environment at a hook.
 pub struct Kernel {
@@ -87,5 +90,28 @@ impl Environment for Kernel {
             bpf_sk_release(socket.cast());
             !listens
         }
+    }
+
+    /// At an uplink, where no hook stands before this.
+    #[inline(always)]
+    fn choose<A: AddressBytes, T: Tables<A>>(&self, _tables: &T, scratch: &mut Scratch<A>) -> Result<(), Reason> {
+        let (context, scratch) = (self.context.cast(), &raw mut *scratch);
+        outlined::reason(if is_ipv6::<A>() {
+            xdp::choose_at_uplink_v6(context, scratch.cast())
+        } else {
+            xdp::choose_at_uplink_v4(context, scratch.cast())
+        })
+        .map_or(Ok(()), Err)
+    }
+
+    /// As above.
+    #[inline(always)]
+    fn claim<A: AddressBytes, T: Tables<A>>(&self, _tables: &T, scratch: &Scratch<A>, evict: bool) -> Claim {
+        let (context, scratch, evict) = (self.context.cast(), &raw const *scratch, evict.into());
+        outlined::claimed(if is_ipv6::<A>() {
+            xdp::claim_at_uplink_v6(context, scratch.cast(), evict)
+        } else {
+            xdp::claim_at_uplink_v4(context, scratch.cast(), evict)
+        })
     }
 }

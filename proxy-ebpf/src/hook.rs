@@ -1,7 +1,6 @@
-//! The environment at a tc hook: the kernel's, with what is rare and long behind functions of their own.
+//! The environment at a tc hook: the kernel's, with what is rare and long behind functions of their own (see [`outlined`]).
 //!
-//! A function with a name and simple arguments is global to the verifier: it goes through it once, whatever the arguments, and
-//! not again with every state in which it is called. That makes the programs half as expensive to load.
+//! [`outlined`]: crate::outlined
 
 use aya_ebpf::bindings::__sk_buff;
 use proxy_common::{
@@ -10,7 +9,13 @@ use proxy_common::{
     packet::{Family, Packet, V4, V6},
 };
 
-use crate::{ETHERNET, NONE, environment::Kernel, skb::Skb, tables::Maps};
+use crate::{
+    ETHERNET, NONE,
+    environment::Kernel,
+    outlined::{NOTHING, claimed, is_ipv6, reason},
+    skb::Skb,
+    tables::Maps,
+};
 
 /// A hook of a device whose link-layer header is `LINK` bytes long.
 pub struct Hook<const LINK: usize> {
@@ -29,27 +34,6 @@ impl<const LINK: usize> Hook<LINK> {
             kernel: Kernel { device, context },
             skb,
         }
-    }
-}
-
-/// What the functions below return: nothing to say, or one of these reasons.
-const NOTHING: u32 = u32::MAX;
-
-/// The reason that a function has returned. From a table, so that the verifier doesn't go on with each of them.
-#[inline(always)]
-fn reason(number: u32) -> Option<Reason> {
-    Reason::ALL.get(number as usize).copied()
-}
-
-/// What came of an attempt, as a function has returned it.
-#[inline(always)]
-fn claimed(number: u32) -> Claim {
-    const OURS: u32 = Claim::Ours as u32;
-    const TAKEN: u32 = Claim::Taken as u32;
-    match number {
-        OURS => Claim::Ours,
-        TAKEN => Claim::Taken,
-        _ => Claim::Full,
     }
 }
 
@@ -251,10 +235,4 @@ impl<const LINK: usize> Environment for Hook<LINK> {
             (_, true) => claim_l3_v6(skb, scratch.cast(), evict),
         })
     }
-}
-
-/// Whether addresses are those of IPv6.
-#[inline(always)]
-const fn is_ipv6<A: AddressBytes>() -> bool {
-    size_of::<A>() == size_of::<<V6 as Family>::Address>()
 }

@@ -6,6 +6,7 @@
 mod environment;
 mod hook;
 mod maps;
+mod outlined;
 mod settings;
 mod skb;
 mod tables;

@@ -16,7 +16,7 @@ use aya_ebpf::{
 };
 use core::marker::PhantomData;
 use proxy_common::{
-    datapath::{self, Crossing, Forwarding, Hop, Routes, Tables},
+    datapath::{self, Claim, Crossing, Forwarding, Hop, Routes, Scratch, Tables},
     layout::{AddressBytes, FlowKey},
     packet::{ChecksumChange, Hops, Packet, V4, V6, View as _, ViewMut as _, checksum},
 };
@@ -24,6 +24,7 @@ use proxy_common::{
 use crate::{
     environment::Kernel,
     maps,
+    outlined::NOTHING,
     skb::{Bytes, crc32c_difference},
     tables::Maps,
 };
@@ -76,22 +77,56 @@ fn forward_v6(frame: Frame) -> u32 {
     }
 }
 
+/// Defines the functions for a family that the verifier looks at once.
+macro_rules! outlined {
+    ($family:ident, $address:ty, $choose:ident, $claim:ident) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $choose(context: *mut xdp_md, scratch: *mut Scratch<$address>) -> u32 {
+            // SAFETY: the caller's scratch memory; the verifier checks its size.
+            let Some(scratch) = (unsafe { scratch.as_mut() }) else {
+                return NOTHING;
+            };
+            match datapath::choose(&Maps($family), &kernel(context), scratch) {
+                Ok(()) => NOTHING,
+                Err(reason) => reason as u32,
+            }
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $claim(context: *mut xdp_md, scratch: *const Scratch<$address>, evict: u32) -> u32 {
+            // SAFETY: as above.
+            match unsafe { scratch.as_ref() } {
+                Some(scratch) => datapath::claim(&Maps($family), &kernel(context), scratch, evict != 0) as u32,
+                None => Claim::Full as u32,
+            }
+        }
+    };
+}
+
+outlined!(V4, [u8; 4], choose_at_uplink_v4, claim_at_uplink_v4);
+outlined!(V6, [u8; 16], choose_at_uplink_v6, claim_at_uplink_v6);
+
+/// The environment at the uplink that a frame comes from.
+#[inline(always)]
+fn kernel(context: *mut xdp_md) -> Kernel {
+    // SAFETY: a field of the program's own context.
+    let device = unsafe { (*context).ingress_ifindex };
+    let context = context.cast();
+    Kernel { device, context }
+}
+
 #[inline(always)]
 fn forward_of<F: Hops>(mut frame: Frame, family: F, crossing: &mut Crossing<F::Address>) -> u32
 where
     Maps<F>: Tables<F::Address>,
 {
-    let context = frame.0;
-    // SAFETY: a field of the program's own context.
-    let device = unsafe { (*context).ingress_ifindex };
-    let kernel = Kernel {
-        device,
-        context: context.cast(),
-    };
+    let kernel = kernel(frame.0);
     match datapath::forward::<F, _, _, _>(&mut frame, &Maps(family), &kernel, crossing) {
         Forwarding::PassUp => XDP_PASS,
         Forwarding::Drop => XDP_ABORTED,
-        Forwarding::Transmit => transmit(&frame, device, &crossing.hop),
+        Forwarding::Transmit => transmit(&frame, kernel.device, &crossing.hop),
     }
 }
 
