@@ -11,8 +11,8 @@ use proxy_common::{
     layout::{
         AffinityKey, AffinityValue, Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, FragmentKey,
         FragmentValue, HeldFragment, HeldKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_FLOWS, MAX_FRAGMENTED, MAX_HELD,
-        MAX_SERVICES, MAX_SLOTS, MAX_SOURCES, Member, MemberKey, ServiceCounter, ServiceKey, ServiceName,
-        ServiceRanges, ServiceValue, SlotKey, Source,
+        MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, Member, MemberKey, ServiceCounter, ServiceKey, ServiceName,
+        ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, Source,
     },
 };
 
@@ -68,6 +68,13 @@ pub static AFFINITY_V6: LruHashMap<AffinityKey<[u8; 16]>, AffinityValue<[u8; 16]
 pub static MEMBERS_V4: HashMap<MemberKey<[u8; 4]>, Member, { MAX_SLOTS as usize }, SPARSE> = HashMap::new();
 #[btf_map(name = "members_v6")]
 pub static MEMBERS_V6: HashMap<MemberKey<[u8; 16]>, Member, { MAX_SLOTS as usize }, SPARSE> = HashMap::new();
+
+#[btf_map(name = "sockets_v4")]
+pub static SOCKETS_V4: LruHashMap<SocketKey<[u8; 4]>, SocketValue<[u8; 4]>, { MAX_SOCKETS as usize }> =
+    LruHashMap::new();
+#[btf_map(name = "sockets_v6")]
+pub static SOCKETS_V6: LruHashMap<SocketKey<[u8; 16]>, SocketValue<[u8; 16]>, { MAX_SOCKETS as usize }> =
+    LruHashMap::new();
 
 /// A key is a [`proxy_common::layout::SourceKey`], in aya's words.
 #[btf_map(name = "sources_v4")]

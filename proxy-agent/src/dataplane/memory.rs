@@ -10,7 +10,7 @@ use std::{
 use proxy_common::layout::{
     AddressBytes, AffinityKey, AffinityValue, Backend, Counter, Device, FlowKey, FlowValue, FragmentKey, FragmentValue,
     HeldFragment, HeldKey, Member, MemberKey, ServiceCounter, ServiceKey, ServiceName, ServiceRanges, ServiceValue,
-    SlotKey, SourceKey, TableSpec, tables,
+    SlotKey, SocketKey, SocketValue, SourceKey, TableSpec, tables,
 };
 
 use super::table::{FamilyTables, Table, TableError, Tables};
@@ -161,6 +161,8 @@ pub struct MemoryFamily<A> {
     pub flows: MemoryTable<FlowKey<A>, FlowValue<A>>,
     /// Which endpoint a client used last
     pub affinity: MemoryTable<AffinityKey<A>, AffinityValue<A>>,
+    /// What sockets are connected to or send to
+    pub sockets: MemoryTable<SocketKey<A>, SocketValue<A>>,
     /// What becomes of fragments
     pub fragments: MemoryTable<FragmentKey<A>, FragmentValue<A>>,
     /// Endpoints that affinity may lead to
@@ -178,6 +180,7 @@ impl<A: AddressBytes + Send> MemoryFamily<A> {
             slots: Box::new(self.slots.clone()),
             flows: Box::new(self.flows.clone()),
             affinity: Box::new(self.affinity.clone()),
+            sockets: Box::new(self.sockets.clone()),
             fragments: Box::new(self.fragments.clone()),
             members: Box::new(self.members.clone()),
             sources: Box::new(MemoryTrie(self.sources.clone())),
@@ -231,6 +234,7 @@ impl Memory {
                 slots: MemoryTable::hash(sized(tables::SLOTS_V4), &observer),
                 flows: MemoryTable::hash(sized(tables::FLOWS_V4), &observer),
                 affinity: MemoryTable::hash(sized(tables::AFFINITY_V4), &observer),
+                sockets: MemoryTable::hash(sized(tables::SOCKETS_V4), &observer),
                 fragments: MemoryTable::hash(sized(tables::FRAGMENTS_V4), &observer),
                 members: MemoryTable::hash(sized(tables::MEMBERS_V4), &observer),
                 sources: MemoryTable::hash(sized(tables::SOURCES_V4), &observer),
@@ -241,6 +245,7 @@ impl Memory {
                 slots: MemoryTable::hash(sized(tables::SLOTS_V6), &observer),
                 flows: MemoryTable::hash(sized(tables::FLOWS_V6), &observer),
                 affinity: MemoryTable::hash(sized(tables::AFFINITY_V6), &observer),
+                sockets: MemoryTable::hash(sized(tables::SOCKETS_V6), &observer),
                 fragments: MemoryTable::hash(sized(tables::FRAGMENTS_V6), &observer),
                 members: MemoryTable::hash(sized(tables::MEMBERS_V6), &observer),
                 sources: MemoryTable::hash(sized(tables::SOURCES_V6), &observer),

@@ -6,7 +6,7 @@ use std::io;
 use proxy_common::layout::{
     AffinityKey, AffinityValue, Backend, Counter, Device, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment,
     HeldKey, Member, MemberKey, ServiceCounter, ServiceKey, ServiceName, ServiceRanges, ServiceValue, SlotKey,
-    SourceKey,
+    SocketKey, SocketValue, SourceKey,
 };
 
 /// Why a table could not be read or written.
@@ -68,6 +68,8 @@ pub struct FamilyTables<A> {
     pub flows: BoxedTable<FlowKey<A>, FlowValue<A>>,
     /// Which endpoint a client used last
     pub affinity: BoxedTable<AffinityKey<A>, AffinityValue<A>>,
+    /// What sockets are connected to or send to
+    pub sockets: BoxedTable<SocketKey<A>, SocketValue<A>>,
     /// What becomes of fragments
     pub fragments: BoxedTable<FragmentKey<A>, FragmentValue<A>>,
     /// Endpoints that affinity may lead to

@@ -16,6 +16,7 @@ mod node;
 mod service;
 mod settings;
 mod slot;
+mod socket;
 mod source;
 
 pub use affinity::{AffinityKey, AffinityValue, CLUSTER_LIST, LOCAL_LIST, Member, MemberKey};
@@ -28,6 +29,7 @@ pub use node::{MAX_SERVICE_RANGES, Range, ServiceRanges, address_flags};
 pub use service::{AFFINITY_NONE, ServiceKey, ServiceName, ServiceValue, frontend_kind, service_flags};
 pub use settings::{Settings, TICK_SHIFT, Timeouts};
 pub use slot::{Backend, SlotKey};
+pub use socket::{SocketKey, SocketValue, TO_BACKEND, TO_FRONTEND, socket_flags};
 pub use source::{LOCAL_PODS, Source, SourceKey};
 
 /// Version of all layouts together; part of the pin directory's name.
@@ -176,6 +178,9 @@ pub const MAX_FLOWS: u32 = 524_288;
 pub const MAX_AFFINITIES: u32 = 65_536;
 /// Default number of source ranges of one family.
 pub const MAX_SOURCES: u32 = 65_536;
+/// Default number of addresses of one family that sockets send to or receive from by way of a Service: one for a connected
+/// socket, two for each frontend that an unconnected one sends to.
+pub const MAX_SOCKETS: u32 = 65_536;
 /// Default number of packets of one family whose fragments are known.
 pub const MAX_FRAGMENTED: u32 = 16_384;
 /// Default number of fragments that wait for the first one of their packet: 9 MiB.
@@ -188,8 +193,8 @@ pub mod tables {
     use super::{
         AffinityKey, AffinityValue, Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, FragmentKey,
         FragmentValue, HeldFragment, HeldKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_FLOWS, MAX_FRAGMENTED, MAX_HELD,
-        MAX_SERVICES, MAX_SLOTS, MAX_SOURCES, Member, MemberKey, ServiceCounter, ServiceKey, ServiceName,
-        ServiceRanges, ServiceValue, SlotKey, SourceKey, TableKind, TableSpec, table,
+        MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, Member, MemberKey, ServiceCounter, ServiceKey, ServiceName,
+        ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey, TableKind, TableSpec, table,
     };
 
     /// IPv4 frontends
@@ -214,6 +219,12 @@ pub mod tables {
     /// Which endpoint an IPv6 client used last
     pub const AFFINITY_V6: TableSpec =
         table::<AffinityKey<[u8; 16]>, AffinityValue<[u8; 16]>>("affinity_v6", TableKind::LruHash, MAX_AFFINITIES);
+    /// What IPv4 sockets are connected to or send to
+    pub const SOCKETS_V4: TableSpec =
+        table::<SocketKey<[u8; 4]>, SocketValue<[u8; 4]>>("sockets_v4", TableKind::LruHash, MAX_SOCKETS);
+    /// What IPv6 sockets are connected to or send to
+    pub const SOCKETS_V6: TableSpec =
+        table::<SocketKey<[u8; 16]>, SocketValue<[u8; 16]>>("sockets_v6", TableKind::LruHash, MAX_SOCKETS);
     /// What becomes of IPv4 fragments
     pub const FRAGMENTS_V4: TableSpec =
         table::<FragmentKey<[u8; 4]>, FragmentValue<[u8; 4]>>("fragments_v4", TableKind::LruHash, MAX_FRAGMENTED);
@@ -257,7 +268,7 @@ pub mod tables {
     pub const ANSWER_LIMIT: TableSpec = table::<u32, u64>("answer_limit", TableKind::PerCpuArray, 1);
 
     /// Every table
-    pub const ALL: [TableSpec; 25] = [
+    pub const ALL: [TableSpec; 27] = [
         SERVICES_V4,
         SERVICES_V6,
         SLOTS_V4,
@@ -266,6 +277,8 @@ pub mod tables {
         FLOWS_V6,
         AFFINITY_V4,
         AFFINITY_V6,
+        SOCKETS_V4,
+        SOCKETS_V6,
         FRAGMENTS_V4,
         FRAGMENTS_V6,
         HELD_FRAGMENTS,
