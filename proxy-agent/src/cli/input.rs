@@ -3,7 +3,8 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::PathBuf,
+    path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -13,7 +14,7 @@ use crate::{
     config::ProxyConfig,
     model::{Model, Node, ObjectName, parse_ip},
     plan::{Frontend, NodePlan, PlanContext, Planner},
-    source::manifests,
+    source::{kubernetes::Kubernetes, manifests},
 };
 
 /// What is planned, and for which node.
@@ -43,7 +44,7 @@ pub struct Input {
     pub config: ProxyConfig,
     /// The objects
     pub model: Model,
-    /// What they share. There are no devices to ask: the node has its own addresses and the loopback ones
+    /// What they share
     pub node: NodePlan,
     /// The frontends of every Service
     pub frontends: BTreeMap<ObjectName, Vec<Frontend>>,
@@ -110,8 +111,8 @@ impl InputArgs {
         addresses
     }
 
-    /// Reads the manifests once and plans them. What is wrong with single objects, and what means nothing here, goes to
-    /// stderr.
+    /// Reads the manifests once and plans them. There are no devices to ask: the node has its own addresses and the loopback
+    /// ones. What is wrong with single objects, and what means nothing here, goes to stderr.
     ///
     /// # Errors
     /// The directory or the configuration can't be read.
@@ -124,19 +125,52 @@ impl InputArgs {
         for event in events {
             model.apply(event);
         }
+        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+        let local_addresses = [&self.node_addresses(&config, model.node())[..], &loopback].concat();
+        Ok(self.plan_of(config, model, &local_addresses))
+    }
+
+    /// Lists the objects once, from the manifests or else from the API server, and plans them for a node with these addresses
+    /// on its devices.
+    ///
+    /// # Errors
+    /// Something can't be read, or the API server doesn't answer within `patience`.
+    pub async fn plan_once(
+        &self,
+        kubeconfig: Option<&Path>,
+        local_addresses: &[IpAddr],
+        patience: Duration,
+    ) -> Result<Input> {
+        let config = self.read_config(|warning| eprintln!("{warning}"))?;
+        let node_name = self.node_name(&config)?;
+        let mut model = Model::new(node_name.clone());
+        if let Some(directory) = &self.manifests {
+            let events = manifests::read(directory)
+                .with_context(|| format!("manifests {}: can't be read", directory.display()))?;
+            for event in events {
+                model.apply(event);
+            }
+        } else {
+            let events = Kubernetes::new(kubeconfig, node_name).await?.list(patience).await?;
+            for event in events {
+                model.apply(event);
+            }
+        }
+        Ok(self.plan_of(config, model, local_addresses))
+    }
+
+    fn plan_of(&self, config: ProxyConfig, model: Model, local_addresses: &[IpAddr]) -> Input {
         let node_addresses = self.node_addresses(&config, model.node());
         let mut planner = Planner::new(PlanContext::new(&config, model.node(), &node_addresses));
         let frontends = planner.plan_everything(&model);
         for problem in model.problems().into_iter().chain(planner.problems()) {
             eprintln!("{problem}");
         }
-        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
-        let local_addresses = [&node_addresses[..], &loopback].concat();
-        Ok(Input {
-            node: NodePlan::new(&config, &model, &node_addresses, &local_addresses),
+        Input {
+            node: NodePlan::new(&config, &model, &node_addresses, local_addresses),
             config,
             model,
             frontends,
-        })
+        }
     }
 }

@@ -9,6 +9,7 @@ mod run;
 mod services;
 mod status;
 mod trace;
+mod verify;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};

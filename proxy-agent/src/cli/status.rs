@@ -1,9 +1,17 @@
-//! `status`: what is pinned and attached, and how full it is.
+//! `status`: what is pinned and attached, and how full it is; and whether it is what was planned.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 
-use super::listing::{ListingArgs, or_dash, table};
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::{
+    input::InputArgs,
+    listing::{ListingArgs, or_dash, table},
+    verify::{self, Verification},
+};
 use crate::dataplane::inspect::{self, Status};
 
 /// Show the agent, the devices and their programs, how full the tables are, and what happened to packets
@@ -11,13 +19,48 @@ use crate::dataplane::inspect::{self, Status};
 pub(super) struct StatusArgs {
     #[command(flatten)]
     listing: ListingArgs,
+
+    /// Compare the tables with what is planned from the manifests or the API server, told as to `run`; ends with status 1 if
+    /// they differ
+    #[arg(long)]
+    verify: bool,
+
+    #[command(flatten)]
+    input: InputArgs,
+
+    /// With --verify: kubeconfig of the cluster, where there is no --manifests [default: KUBECONFIG, ~/.kube/config,
+    /// in-cluster]
+    #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
+    kubeconfig: Option<PathBuf>,
+}
+
+/// What is printed.
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    status: Status,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verification: Option<Verification>,
 }
 
 impl StatusArgs {
     pub(super) fn run(self) -> Result<()> {
+        ensure!(
+            self.verify || (self.input.manifests.is_none() && self.kubeconfig.is_none()),
+            "what is planned is only looked at with --verify"
+        );
         let tables = self.listing.tables()?;
         let status = inspect::status(self.listing.pin(), &tables)?;
-        self.listing.print(&status, text)
+        let verification = self
+            .verify
+            .then(|| verify::verify(&tables, &self.input, self.kubeconfig.as_deref()))
+            .transpose()?;
+        let report = Report { status, verification };
+        self.listing.print(&report, |report| {
+            let verification = report.verification.as_ref().map_or_else(String::new, verify::text);
+            text(&report.status) + &verification
+        })?;
+        report.verification.map_or(Ok(()), Verification::into_result)
     }
 }
 

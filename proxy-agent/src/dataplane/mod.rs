@@ -5,6 +5,7 @@
 
 pub mod address;
 mod attach;
+pub mod audit;
 pub mod cleanup;
 mod clsact;
 pub mod collect;

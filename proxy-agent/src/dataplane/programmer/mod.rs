@@ -11,7 +11,7 @@ mod devices;
 mod family;
 pub(crate) mod filter;
 mod names;
-mod node;
+pub(super) mod node;
 mod sets;
 mod sources;
 #[cfg(test)]

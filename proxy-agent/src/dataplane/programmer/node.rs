@@ -100,13 +100,19 @@ pub(super) fn set_service_ranges(
     table: &mut BoxedTable<u32, ServiceRanges>,
     ranges: &[IpNet],
 ) -> Result<Vec<IpNet>, TableError> {
-    let mut wanted = ServiceRanges::default();
-    let mut left = fill::<[u8; 4]>(&mut wanted, ranges);
-    left.extend(fill::<[u8; 16]>(&mut wanted, ranges));
+    let (wanted, left) = service_ranges(ranges);
     if table.get(&0)? != Some(wanted) {
         table.insert(&0, &wanted)?;
     }
     Ok(left)
+}
+
+/// The entry for these ranges, and those that it has no room for.
+pub(in crate::dataplane) fn service_ranges(ranges: &[IpNet]) -> (ServiceRanges, Vec<IpNet>) {
+    let mut wanted = ServiceRanges::default();
+    let mut left = fill::<[u8; 4]>(&mut wanted, ranges);
+    left.extend(fill::<[u8; 16]>(&mut wanted, ranges));
+    (wanted, left)
 }
 
 fn fill<A: Address>(wanted: &mut ServiceRanges, ranges: &[IpNet]) -> Vec<IpNet> {

@@ -7,8 +7,10 @@
 //! on top of that: filter it out.
 
 use std::{
+    collections::BTreeSet,
     error::Error,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use k8s_openapi::api::{
@@ -20,10 +22,13 @@ use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use tokio::sync::mpsc::Sender;
+use tokio::{
+    sync::mpsc::{self, Sender},
+    time::timeout,
+};
 
 use self::watch::{Selectors, Watch};
-use super::Event;
+use super::{Change, Event};
 
 mod failure;
 mod report;
@@ -31,6 +36,12 @@ mod watch;
 
 /// Services of other proxies and headless ones are invisible, and so are their slices (behaviour.md 1.1).
 const VISIBLE: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
+
+/// How many kinds of objects there are.
+const KINDS: usize = 4;
+
+/// Events of a listing that may wait to be taken in.
+const QUEUE: usize = 16;
 
 /// Headless Services never arrive, whatever their labels (behaviour.md 1.2).
 const HAS_CLUSTER_IP: &str = "spec.clusterIP!=None";
@@ -58,6 +69,22 @@ pub enum ConfigError {
         server: String,
         /// What is wrong
         reason: String,
+    },
+}
+
+/// Why not everything could be listed.
+#[derive(Debug, thiserror::Error)]
+pub enum ListError {
+    /// What is wrong, with which kind, and what to do
+    #[error("{0}")]
+    Failed(String),
+    /// Something is missing still
+    #[error("{server} has not listed everything within {} s", patience.as_secs())]
+    Slow {
+        /// URL of the API server
+        server: String,
+        /// How long it was waited for
+        patience: Duration,
     },
 }
 
@@ -98,6 +125,43 @@ impl Kubernetes {
                 server,
                 reason: first_line(&error),
             }),
+        }
+    }
+
+    /// Lists everything there is, once.
+    ///
+    /// # Errors
+    /// The first that goes wrong with a kind, or that not all was listed within `patience`.
+    pub async fn list(self, patience: Duration) -> Result<Vec<Event>, ListError> {
+        let server = self.server.clone();
+        let (sender, mut receiver) = mpsc::channel(QUEUE);
+        let listing = async {
+            let (mut events, mut listed) = (Vec::new(), BTreeSet::new());
+            while let Some(event) = receiver.recv().await {
+                if let Event::Problems { origin, problems, .. } = &event
+                    && let Some(problem) = problems.iter().find(|problem| problem.object == *origin)
+                {
+                    return Err(ListError::Failed(problem.to_string()));
+                }
+                let kind = match &event {
+                    Event::Service(Change::Replace(_)) => Some("services"),
+                    Event::EndpointSlice(Change::Replace(_)) => Some("endpointslices"),
+                    Event::Node(Change::Replace(_)) => Some("nodes"),
+                    Event::ServiceCIDR(Change::Replace(_)) => Some("servicecidrs"),
+                    _ => None,
+                };
+                listed.extend(kind);
+                events.push(event);
+                if listed.len() == KINDS {
+                    break;
+                }
+            }
+            Ok(events)
+        };
+        tokio::select! {
+            listed = timeout(patience, listing) => listed.unwrap_or(Err(ListError::Slow { server, patience })),
+            // It goes on until the receiver is dropped.
+            () = Box::pin(self.run(sender)) => Ok(Vec::new()),
         }
     }
 
