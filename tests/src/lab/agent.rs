@@ -7,6 +7,7 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    thread,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -16,7 +17,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::{Lab, Node, PATIENCE, Pod, Protocol, Service, address, wait_until};
+use super::{Lab, Node, PATIENCE, Pod, Protocol, Service, address, verify::Verifier, wait_until};
 
 /// How an agent is started, beyond what every agent in a lab is told.
 #[derive(Clone, Debug, Default)]
@@ -41,12 +42,14 @@ impl AgentOptions {
     }
 }
 
-/// A running agent; killed when dropped.
+/// A running agent; killed when dropped. One that reads manifests must have made the tables what they say by then: if not,
+/// the lab's scenario fails.
 #[derive(Debug)]
 pub struct Agent {
     node: String,
     child: Child,
     options: AgentOptions,
+    verifier: Option<Verifier>,
 }
 
 impl Agent {
@@ -83,6 +86,11 @@ impl Agent {
         Ok(self.child.wait()?)
     }
 
+    /// It can't do what the manifests say: the end of the scenario doesn't ask for it.
+    pub fn expect_differences(&mut self) {
+        self.verifier = None;
+    }
+
     /// Whether it has ended by itself, and how.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
@@ -92,6 +100,13 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         if !self.options.leave_running {
+            // One that is at work, and no other failure to tell.
+            if let Some(verifier) = self.verifier.take()
+                && !thread::panicking()
+                && matches!(self.ended(), Ok(None))
+            {
+                verifier.verify();
+            }
             // It may have ended already.
             let _ = self.child.kill();
             let _ = self.child.wait();
@@ -168,6 +183,10 @@ impl Lab {
         let path = self.agent_log(node);
         // Whether this agent is ready must not be read from the log of the one before it.
         let log = OpenOptions::new().create(true).append(true).open(&path)?;
+        let pin = options
+            .pin_directory
+            .clone()
+            .unwrap_or_else(|| self.pin_directory(node));
         let mut command = Command::new(agent_binary()?);
         command
             .args(["run", "--node-name", node])
@@ -176,12 +195,7 @@ impl Lab {
                 None => ["--manifests".into(), self.manifests()],
             })
             .arg("--pin-dir")
-            .arg(
-                options
-                    .pin_directory
-                    .clone()
-                    .unwrap_or_else(|| self.pin_directory(node)),
-            )
+            .arg(&pin)
             .args(&options.arguments)
             .args(self.xdp_of(&options).map(|mode| format!("--xdp={mode}")))
             .stdin(Stdio::null())
@@ -198,10 +212,15 @@ impl Lab {
             .run(|| command.spawn())
             .context("starting proxy-agent")?;
         self.adopt(&child)?;
+        let verifier = match options.kubeconfig {
+            Some(_) => None,
+            None => Some(self.verifier(node, pin, &options.arguments)?),
+        };
         Ok(Agent {
             node: node.to_owned(),
             child,
             options,
+            verifier,
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     panic::{self, AssertUnwindSafe},
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -130,6 +130,7 @@ impl Builder {
                 applied: Mutex::default(),
                 round: Mutex::default(),
                 last_failure: Mutex::default(),
+                findings: Arc::default(),
                 estate,
                 keep: false,
             })
@@ -138,13 +139,17 @@ impl Builder {
     /// Builds the lab, runs a scenario in it and removes it; when the scenario fails, prints what the lab can tell.
     ///
     /// # Errors
-    /// Those of [`Self::build`] and of the scenario.
+    /// Those of [`Self::build`] and of the scenario; or an agent that was at work until the end left tables that differ from
+    /// the plan.
     ///
     /// # Panics
     /// When the scenario does.
     pub fn run(self, scenario: impl FnOnce(&mut Lab) -> Result<()>) -> Result<()> {
         let mut lab = self.build()?;
-        let outcome = panic::catch_unwind(AssertUnwindSafe(|| scenario(&mut lab)));
+        let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
+            scenario(&mut lab)?;
+            lab.expect_no_findings()
+        }));
         if !matches!(outcome, Ok(Ok(()))) {
             eprintln!("{}", lab.report());
         }

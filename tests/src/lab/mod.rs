@@ -82,6 +82,7 @@ mod shape;
 mod standing;
 mod statistics;
 pub mod strict;
+mod verify;
 mod xdp;
 
 use std::{
@@ -228,6 +229,7 @@ pub struct Lab {
     applied: Mutex<BTreeMap<String, Service>>,
     round: Mutex<u16>,
     last_failure: Mutex<Option<Request>>,
+    findings: verify::Findings,
     estate: Estate,
     keep: bool,
 }

@@ -25,6 +25,7 @@ mod sctp;
 mod shape;
 mod silence;
 mod size;
+mod verify;
 mod vip;
 mod xdp;
 
