@@ -6,8 +6,8 @@ use super::{
     select::{self, Choice},
 };
 use crate::{
-    layout::{AddressBytes, ServiceValue, flow_flags, history},
-    packet::Family,
+    layout::{AddressBytes, ServiceValue, device_flags, flow_flags, history},
+    packet::{Family, UDP, opens_connection},
 };
 
 /// Opens a flow for the packet in `scratch`, which is to a frontend, and puts into its value how to rewrite it.
@@ -64,6 +64,10 @@ pub(super) fn open<A: AddressBytes, T: Tables<A>, E: Environment>(
 
 /// Chooses an endpoint for the key in `scratch`: sets address, port, service and flags of its value.
 ///
+/// A packet from the midst of a connection gets one like any other: with a single endpoint, or affinity, it is the right one,
+/// and another answers with RST, so that the client knows at once. (Conntrack's loose pick-up under kube-proxy does the same.)
+/// Only while a node is taken over is it left to conntrack, which may know the connection.
+///
 /// # Errors
 /// Why there is none.
 #[inline(never)]
@@ -72,9 +76,15 @@ pub fn choose<A: AddressBytes, T: Tables<A>, E: Environment>(
     environment: &E,
     scratch: &mut Scratch<A>,
 ) -> Result<(), Reason> {
-    let (key, value) = (&scratch.key, &mut scratch.value);
+    let Scratch {
+        key, value, transport, ..
+    } = scratch;
     let (mut service, mut choice) = (ServiceValue::default(), Choice::default());
     frontend::find(tables, key, &mut service)?;
+    let opens = key.protocol == UDP || opens_connection(transport.tcp_flags);
+    if !opens && tables.device_flags(environment.device()) & device_flags::TAKING_OVER != 0 {
+        return Err(Reason::MidStream);
+    }
     select::decide(tables, environment, key, &service, &mut choice)?;
     select::draw(tables, environment, key, &service, &choice, value)?;
     value.service = service.service;

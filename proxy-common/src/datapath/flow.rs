@@ -34,7 +34,28 @@ pub fn twin_value<A: AddressBytes>(key: &FlowKey<A>, value: &FlowValue<A>) -> Fl
         last_seen: value.last_seen,
         address_difference: checksum::negate(value.address_difference),
         history: 0,
-        flags: (value.flags & (flow_flags::MASQUERADE | flow_flags::EXPRESS)) | (!value.flags & flow_flags::REPLY),
+        flags: (value.flags & (flow_flags::MASQUERADE | flow_flags::EXPRESS | flow_flags::CONNTRACK))
+            | (!value.flags & flow_flags::REPLY),
+    }
+}
+
+/// The value of a half that the kernel's conntrack translates (see [`flow_flags::CONNTRACK`]): it writes what is there. Packets
+/// were seen both ways before the node was taken over; `flags` are further bits.
+pub fn left_to_conntrack<A: AddressBytes>(key: &FlowKey<A>, service: u32, last_seen: u32, flags: u8) -> FlowValue<A> {
+    let ((address, port), other_port) = if key.direction == INGRESS {
+        ((key.destination, key.destination_port), key.source_port)
+    } else {
+        ((key.source, key.source_port), key.destination_port)
+    };
+    FlowValue {
+        address,
+        port,
+        other_port,
+        service,
+        last_seen,
+        address_difference: 0,
+        history: history::SEEN,
+        flags: flow_flags::CONNTRACK | flags,
     }
 }
 

@@ -112,6 +112,8 @@ reasons! {
     FragmentRefused = 24, Drop, "fragment of a refused packet";
     /// Its place in the table is taken, or it is larger than that
     FragmentNotHeld = 25, Drop, "fragment that came before the first one of its packet, and no room to hold it";
+    /// Of a connection from before, which conntrack may translate
+    MidStream = 26, Continue, "from the midst of a connection that kube-proxy may have made, passed untouched";
 }
 
 impl From<Reason> for Outcome {

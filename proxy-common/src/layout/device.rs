@@ -36,6 +36,9 @@ pub mod device_flags {
     pub const LOCAL_TRAFFIC: u32 = 1;
     /// Packets have no link-layer header
     pub const BARE: u32 = 2;
+    /// The node is being taken over from kube-proxy: packets from the midst of a connection that no flow knows may be of one
+    /// that conntrack translates, and are left to it
+    pub const TAKING_OVER: u32 = 4;
     /// All bits of an [`super::express`]
     pub const EXPRESS_MASK: u32 = 0xf << EXPRESS_SHIFT;
     /// Position of the [`super::express`]

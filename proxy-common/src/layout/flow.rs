@@ -74,6 +74,9 @@ pub mod flow_flags {
     pub const MASQUERADED: u8 = 16;
     /// XDP forwards the packets of this flow, both ways: the node's stack doesn't know it (`datapath::forward`)
     pub const EXPRESS: u8 = 32;
+    /// The kernel's conntrack translates this flow, as it did before the node was taken over: rewrites nothing, and keeps
+    /// its 5-tuples from others
+    pub const CONNTRACK: u8 = 64;
 }
 
 impl<A: AddressBytes> FlowKey<A> {

@@ -16,6 +16,7 @@ mod policy;
 mod reject;
 mod sctp;
 mod segment;
+mod takeover;
 mod world;
 
 /// Runs each test for IPv4 and for IPv6.
