@@ -5,4 +5,5 @@ pub mod bench;
 pub mod fixtures;
 pub mod lab;
 pub mod skip;
+pub mod soak;
 pub mod test_run;

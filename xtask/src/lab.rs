@@ -1,4 +1,4 @@
-//! `demo`, `lab` and `bench`: the command line of `proxy-tests`, which builds namespaces and runs the agent in them.
+//! `demo`, `lab`, `bench` and `soak`: the command line of `proxy-tests`, which builds namespaces and runs the agent in them.
 
 use std::{
     ffi::OsString,

@@ -40,6 +40,9 @@ enum Task {
     /// Measures the proxy beside direct traffic, nftables and iptables (root)
     #[command(disable_help_flag = true)]
     Bench(Passed),
+    /// Lets traffic meet whatever happens to a cluster, for an hour, and loses nothing (root)
+    #[command(disable_help_flag = true)]
+    Soak(Passed),
 }
 
 /// Arguments for the lab's own command line (`--help` shows it).
@@ -65,5 +68,6 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test => Ok(test::run()),
         Task::Rules(options) => rules::run(&options),
         Task::Bench(passed) => lab::run("bench", &passed.arguments, build::Profile::Release),
+        Task::Soak(passed) => lab::run("soak", &passed.arguments, build::Profile::Dev),
     }
 }

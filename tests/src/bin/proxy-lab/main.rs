@@ -1,4 +1,4 @@
-//! `cargo xtask demo`, `cargo xtask lab` and `cargo xtask bench`.
+//! `cargo xtask demo`, `cargo xtask lab`, `cargo xtask bench` and `cargo xtask soak`.
 
 mod demo;
 mod lab;
@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use proxy_tests::{bench, lab::obstacle};
+use proxy_tests::{bench, lab::obstacle, soak};
 
 /// Clusters of network namespaces on one machine, with the real agent on each node
 #[derive(Debug, Parser)]
@@ -27,6 +27,8 @@ enum Command {
     Lab(lab::Lab),
     /// Measure the proxy beside direct traffic and beside rules as kube-proxy makes them
     Bench(bench::Options),
+    /// Let traffic meet whatever happens to a cluster, for a long time, and lose nothing
+    Soak(soak::Options),
 }
 
 fn main() -> ExitCode {
@@ -47,5 +49,6 @@ fn run(cli: Cli) -> Result<()> {
         Command::Demo(demo) => demo.run(),
         Command::Lab(lab) => lab.run(),
         Command::Bench(options) => bench::run(&options),
+        Command::Soak(options) => soak::run(&options),
     }
 }
