@@ -4,6 +4,7 @@
 #![no_main]
 
 mod environment;
+mod heir;
 mod hook;
 mod maps;
 mod outlined;
@@ -132,6 +133,7 @@ fn protocol(skb: *mut __sk_buff) -> u32 {
 #[inline(always)]
 fn action(skb: *mut __sk_buff, outcome: Outcome) -> i32 {
     match outcome.verdict {
+        Verdict::Continue if outcome.reason == Reason::Previous => heir::PREVIOUS,
         Verdict::Continue | Verdict::Rewrite => NEXT,
         Verdict::Reject => {
             log_refused(skb, outcome.reason);

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
     macros::btf_map,
 };
 use proxy_common::{
@@ -107,3 +107,21 @@ pub static REASON_COUNTS: PerCpuArray<Counter, 64> = PerCpuArray::new();
 pub static ANSWER_LIMIT: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[btf_map(name = "service_counts")]
 pub static SERVICE_COUNTS: PerCpuArray<ServiceCounter, { MAX_SERVICES as usize }> = PerCpuArray::new();
+/// Written and read by the agent only.
+#[btf_map(name = "reasons_before")]
+pub static REASONS_BEFORE: Array<Counter, 64> = Array::new();
+#[btf_map(name = "services_before")]
+pub static SERVICES_BEFORE: HashMap<u32, ServiceCounter, { MAX_SERVICES as usize }, SPARSE> = HashMap::new();
+
+#[btf_map(name = "handover")]
+pub static HANDOVER: Array<u32, 1> = Array::new();
+/// The flows of the previous generation, in its layout, of which only the key is known: the loader puts its tables here.
+#[btf_map(name = "previous_v4")]
+pub static PREVIOUS_V4: HashMap<FlowKey<[u8; 4]>, u32, 1, SPARSE> = HashMap::new();
+#[btf_map(name = "previous_v6")]
+pub static PREVIOUS_V6: HashMap<FlowKey<[u8; 16]>, u32, 1, SPARSE> = HashMap::new();
+/// The programs of the previous generation, by [`crate::Place`].
+#[btf_map(name = "previous_tc")]
+pub static PREVIOUS_TC: ProgramArray<4> = ProgramArray::new();
+#[btf_map(name = "previous_xdp")]
+pub static PREVIOUS_XDP: ProgramArray<1> = ProgramArray::new();

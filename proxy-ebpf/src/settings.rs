@@ -13,6 +13,13 @@ pub fn timeouts() -> Timeouts {
     unsafe { core::ptr::read_volatile(&raw const SETTINGS.timeouts) }
 }
 
+/// Whether there is a previous generation, whose flows are left to it.
+#[inline(always)]
+pub fn has_previous() -> bool {
+    // SAFETY: as above.
+    unsafe { core::ptr::read_volatile(&raw const SETTINGS.previous) != 0 }
+}
+
 /// `BPF_F_IPV6`, or 0 where the kernel doesn't know it.
 #[inline(always)]
 pub fn ipv6_checksum_flag() -> u32 {

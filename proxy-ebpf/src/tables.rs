@@ -13,7 +13,7 @@ use proxy_common::{
     packet::{Family as _, V4, V6},
 };
 
-use crate::maps;
+use crate::{maps, settings};
 
 /// `EEXIST` (`include/uapi/asm-generic/errno-base.h`)
 const EXISTS: i32 = -17;
@@ -69,7 +69,7 @@ pub struct Maps<F>(pub F);
 /// Implements the tables over the maps of one family.
 macro_rules! tables {
     ($family:ty, $address:ty, $addresses:ident, $sources:ident, $services:ident, $slots:ident,
-     $affinity:ident, $members:ident, $flows:ident, $fragments:ident, $scratch:ident) => {
+     $affinity:ident, $members:ident, $flows:ident, $previous:ident, $fragments:ident, $scratch:ident) => {
         impl Tables<$address> for Maps<$family> {
             type Flow = Flow<$address>;
 
@@ -147,6 +147,11 @@ macro_rules! tables {
             #[inline(always)]
             fn flow(&self, key: &FlowKey<$address>) -> Option<Self::Flow> {
                 maps::$flows.get_ptr_mut(key).map(Flow)
+            }
+
+            #[inline(always)]
+            fn is_previous(&self, key: &FlowKey<$address>) -> bool {
+                settings::has_previous() && maps::$previous.get_ptr(key).is_some()
             }
 
             #[inline(always)]
@@ -294,6 +299,7 @@ tables!(
     AFFINITY_V4,
     MEMBERS_V4,
     FLOWS_V4,
+    PREVIOUS_V4,
     FRAGMENTS_V4,
     SCRATCH_V4
 );
@@ -307,6 +313,7 @@ tables!(
     AFFINITY_V6,
     MEMBERS_V6,
     FLOWS_V6,
+    PREVIOUS_V6,
     FRAGMENTS_V6,
     SCRATCH_V6
 );

@@ -39,6 +39,9 @@ const GROUP: u8 = 1;
 /// Longest distance from the network header that is looked at: plain headers only.
 const MAX_OFFSET: usize = 0xff;
 
+/// Stands for an action: what the previous generation's program makes of the frame.
+pub const PREVIOUS: u32 = u32::MAX;
+
 /// Forwards a frame, or passes it up untouched.
 #[inline(always)]
 pub fn forward(context: &XdpContext) -> u32 {
@@ -126,6 +129,7 @@ where
     match datapath::forward::<F, _, _, _>(&mut frame, &Maps(family), &kernel, crossing) {
         Forwarding::PassUp => XDP_PASS,
         Forwarding::Drop => XDP_ABORTED,
+        Forwarding::Previous => PREVIOUS,
         Forwarding::Transmit => transmit(&frame, kernel.device, &crossing.hop),
     }
 }

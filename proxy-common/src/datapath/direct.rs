@@ -12,16 +12,16 @@ use crate::{
 /// Retires what a direct packet to a backend, with this key at ingress, collides with.
 #[inline(always)]
 pub(super) fn direct<A: AddressBytes, T: Tables<A>>(tables: &T, key: &FlowKey<A>, tcp_flags: u8) -> Reason {
-    if (key.protocol == UDP || opens_connection(tcp_flags)) && retire(tables, key) {
-        Reason::FlowRetired
+    if key.protocol == UDP || opens_connection(tcp_flags) {
+        retire(tables, key)
     } else {
         Reason::Unrelated
     }
 }
 
-/// Removes the reply half that the backend's answers would meet, and what goes with it; `false` if there is none.
+/// Removes the reply half that the backend's answers would meet, and what goes with it.
 #[inline(never)]
-fn retire<A: AddressBytes, T: Tables<A>>(tables: &T, key: &FlowKey<A>) -> bool {
+fn retire<A: AddressBytes, T: Tables<A>>(tables: &T, key: &FlowKey<A>) -> Reason {
     let reply = FlowKey::new(
         EGRESS,
         key.protocol,
@@ -29,11 +29,15 @@ fn retire<A: AddressBytes, T: Tables<A>>(tables: &T, key: &FlowKey<A>) -> bool {
         (key.source, key.source_port),
     );
     let Some(handle) = tables.flow(&reply) else {
-        return false;
+        return if tables.is_previous(&reply) {
+            Reason::Previous
+        } else {
+            Reason::Unrelated
+        };
     };
     let value = handle.value();
     if value.flags & (flow_flags::REPLY | flow_flags::MASQUERADE) != flow_flags::REPLY {
-        return false;
+        return Reason::Unrelated;
     }
     tables.remove_flow(&reply);
     let forward = flow::twin_key(&reply, &value);
@@ -42,5 +46,5 @@ fn retire<A: AddressBytes, T: Tables<A>>(tables: &T, key: &FlowKey<A>) -> bool {
     } else if let Some(handle) = tables.flow(&forward) {
         handle.set_flags(handle.value().flags | flow_flags::TWIN_REMOVED);
     }
-    true
+    Reason::FlowRetired
 }

@@ -147,6 +147,7 @@ fn leave<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
         match established::<F, P, T, E>(packet, tables, environment, transport, key, Side::Source) {
             Found::Rewritten(reason) => return reason,
             Found::Due => {}
+            Found::Nothing if tables.is_previous(key) => return Reason::Previous,
             Found::Nothing if own::may_collide(transport) && own::collides(tables, environment, key) => {}
             Found::Nothing => return Reason::Unrelated,
         }
@@ -217,12 +218,13 @@ fn ingress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     };
     let reason = match kept {
         Ok(true) => reason_of(&scratch.value),
+        Ok(false) if tables.is_previous(&scratch.key) => Reason::Previous,
         Ok(false) => match first_packet::<F, T, E>(tables, environment, scratch) {
             Ok(()) => Reason::NewFlow,
             // An address of the node may be a backend's: of a process in the host's network.
             Err(Reason::NoFrontend) if tables.may_be_backend(&scratch.key.destination) => {
                 match direct(tables, &scratch.key, scratch.transport.tcp_flags) {
-                    Reason::FlowRetired => Reason::FlowRetired,
+                    reason @ (Reason::FlowRetired | Reason::Previous) => reason,
                     _ => Reason::NoFrontend,
                 }
             }
@@ -266,6 +268,7 @@ fn egress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     }
     let reason = match upkeep::keep::<F, T, E>(tables, environment, scratch) {
         Ok(true) => Reason::Established,
+        Ok(false) if tables.is_previous(&scratch.key) => Reason::Previous,
         Ok(false) => Reason::Unrelated,
         Err(reason) => reason,
     };

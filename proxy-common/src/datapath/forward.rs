@@ -70,6 +70,8 @@ pub enum Forwarding {
     Transmit,
     /// It could not be written, and is half rewritten
     Drop,
+    /// It is of a flow of the previous generation, and left to it
+    Previous,
 }
 
 /// Forwards a packet that arrives at an uplink, if it is of a flow that goes this way.
@@ -94,6 +96,9 @@ pub fn forward<F: Hops, P: Packet, T: Tables<F::Address>, E: Routes>(
     (crossing.class, crossing.length) = (class, packet.length());
     crossing.hop.device = 0;
     let entered = enter::<F, T, E>(tables, environment, crossing);
+    if entered == Reason::Previous {
+        return Forwarding::Previous;
+    }
     if !is_settled(entered) || !leave::<F, T, E>(tables, environment, crossing) {
         return Forwarding::PassUp;
     }
@@ -138,7 +143,9 @@ fn enter<F: Hops, T: Tables<F::Address>, E: Routes>(
 ) -> Reason {
     let Scratch { key, transport, .. } = &crossing.entering;
     let Some(value) = tables.flow(key).map(|handle| handle.value()) else {
-        return if may_open(transport) {
+        return if tables.is_previous(key) {
+            Reason::Previous
+        } else if may_open(transport) {
             enter_slow::<F, T, E>(tables, environment, crossing, false)
         } else {
             Reason::Unrelated

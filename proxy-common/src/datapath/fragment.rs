@@ -116,6 +116,7 @@ fn record<F: Family, T: Tables<F::Address>, E: Environment>(
     let mut known = FragmentValue {
         since: now,
         fate: match scratch.reason.verdict() {
+            Verdict::Continue if scratch.reason == Reason::Previous => fate::PREVIOUS,
             Verdict::Continue | Verdict::Hold => fate::PASSED,
             Verdict::Rewrite if flow.flags & flow_flags::MASQUERADE != 0 => fate::MASQUERADED,
             Verdict::Rewrite => fate::REWRITTEN,
@@ -202,6 +203,7 @@ fn follow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
         fate::REWRITTEN => tables.count_service(value.service, 0, packet.length()),
         fate::MASQUERADED => {}
         fate::REFUSED => return Reason::FragmentRefused,
+        fate::PREVIOUS => return Reason::Previous,
         _ => return Reason::Fragment,
     }
     let side = if scratch.fragment_key.direction == INGRESS {

@@ -48,7 +48,9 @@ pub fn icmp_error<F: Family, P: Packet, T: Tables<F::Address>>(
         ),
         (quoted.source, u16::from_be_bytes([source_high, source_low])),
     );
-    let value = tables.flow(&key)?.value();
+    let Some(value) = tables.flow(&key).map(|handle| handle.value()) else {
+        return tables.is_previous(&key).then_some(Reason::Previous);
+    };
     if value.flags & flow_flags::UNRESOLVED != 0 {
         return None;
     }

@@ -24,6 +24,10 @@ pub(super) fn request<A: AddressBytes, T: Tables<A>>(
         (key.source, value.other_port),
         (value.address, value.port),
     );
+    // The previous generation has chosen one, or will.
+    if mode == InsertMode::New && tables.is_previous(&middle) {
+        return Ok(());
+    }
     let unresolved = unresolved(
         &middle,
         value.service,

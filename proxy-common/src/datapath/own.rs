@@ -32,12 +32,11 @@ pub(super) fn collides<A: AddressBytes, T: Tables<A>, E: Environment>(
         (key.destination, key.destination_port),
         (key.source, key.source_port),
     );
-    let Some(present) = tables.flow(&reply).map(|handle| handle.value()) else {
-        return false;
+    let service = match tables.flow(&reply).map(|handle| handle.value()) {
+        Some(present) if present.flags & flow_flags::MASQUERADE != 0 => present.service,
+        None if tables.is_previous(&reply) => 0,
+        _ => return false,
     };
-    if present.flags & flow_flags::MASQUERADE == 0 {
-        return false;
-    }
-    let unresolved = masquerade::unresolved(key, present.service, environment.now(), 0);
+    let unresolved = masquerade::unresolved(key, service, environment.now(), 0);
     tables.insert_flow(key, &unresolved, InsertMode::New).is_ok()
 }

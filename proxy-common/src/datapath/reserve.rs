@@ -72,6 +72,9 @@ pub fn claim<A: AddressBytes, T: Tables<A>, E: Environment>(
     if key.direction == INGRESS && environment.has_socket(key) {
         return Claim::Taken;
     }
+    if tables.is_previous(key) {
+        return Claim::Taken;
+    }
     let inserted = match tables.insert_flow(key, value, InsertMode::New) {
         Err(InsertError::Exists) if evict && is_free(tables, environment, key, value) => {
             tables.insert_flow(key, value, InsertMode::Any)

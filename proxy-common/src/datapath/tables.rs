@@ -131,6 +131,12 @@ pub trait Tables<A: AddressBytes> {
     fn member(&self, key: &MemberKey<A>) -> Option<Member>;
     /// Looks half a flow up.
     fn flow(&self, key: &FlowKey<A>) -> Option<Self::Flow>;
+    /// Whether the previous generation of programs has half a flow with this key, which is left to it. Without one there is
+    /// none.
+    #[inline(always)]
+    fn is_previous(&self, _key: &FlowKey<A>) -> bool {
+        false
+    }
     /// Inserts half a flow.
     fn insert_flow(&self, key: &FlowKey<A>, value: &FlowValue<A>, mode: InsertMode) -> Result<(), InsertError>;
     /// Removes half a flow, if it is there.

@@ -114,6 +114,8 @@ reasons! {
     FragmentNotHeld = 25, Drop, "fragment that came before the first one of its packet, and no room to hold it";
     /// Of a connection from before, which conntrack may translate
     MidStream = 26, Continue, "from the midst of a connection that kube-proxy may have made, passed untouched";
+    /// A flow that the previous generation of programs has opened: it goes on with it, and counts its packets
+    Previous = 27, Continue, "flow of the previous generation, left to it";
 }
 
 impl From<Reason> for Outcome {

@@ -51,6 +51,8 @@ pub mod fate {
     pub const MASQUERADED: u16 = 3;
     /// The first fragment was refused
     pub const REFUSED: u16 = 4;
+    /// The first fragment was left to the previous generation of programs
+    pub const PREVIOUS: u16 = 5;
 }
 
 /// Bytes that are kept of a fragment, from its network header on: the largest MTU of usual networks (jumbo frames).

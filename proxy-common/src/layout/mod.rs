@@ -4,7 +4,9 @@
 //! that both sides and `bpftool` agree on it. Ports are in host byte order and addresses are byte arrays in network
 //! order: that is how `bpftool map dump` prints them readably.
 //!
-//! Invariant: this room knows nothing else. Whoever changes a type here raises [`VERSION`].
+//! Invariant: this room knows nothing else. Whoever changes a type here raises [`VERSION`]. Frozen across versions, because a new
+//! build takes over from an old one by them: [`FlowKey`], the names of the tables and of their fields as far as their meaning
+//! stays, and table `handover`.
 
 mod affinity;
 mod counter;
@@ -12,6 +14,7 @@ mod device;
 mod filter;
 mod flow;
 mod fragment;
+pub mod handover;
 mod node;
 mod service;
 mod settings;
@@ -264,11 +267,18 @@ pub mod tables {
     /// Connections, packets and bytes by service id
     pub const SERVICE_COUNTS: TableSpec =
         table::<u32, ServiceCounter>("service_counts", TableKind::PerCpuArray, MAX_SERVICES);
+    /// What previous generations counted, by reason
+    pub const REASONS_BEFORE: TableSpec = table::<u32, Counter>("reasons_before", TableKind::Array, 64);
+    /// What previous generations counted, by service id
+    pub const SERVICES_BEFORE: TableSpec =
+        table::<u32, ServiceCounter>("services_before", TableKind::SparseHash, MAX_SERVICES);
+    /// One entry: a word of [`super::handover`]
+    pub const HANDOVER: TableSpec = table::<u32, u32>("handover", TableKind::Array, 1);
     /// The limit of answers to refused packets: one entry, the time in nanoseconds at which it is as before the first
     pub const ANSWER_LIMIT: TableSpec = table::<u32, u64>("answer_limit", TableKind::PerCpuArray, 1);
 
     /// Every table
-    pub const ALL: [TableSpec; 27] = [
+    pub const ALL: [TableSpec; 30] = [
         SERVICES_V4,
         SERVICES_V6,
         SLOTS_V4,
@@ -295,6 +305,9 @@ pub mod tables {
         BACKEND_FILTER,
         REASON_COUNTS,
         SERVICE_COUNTS,
+        REASONS_BEFORE,
+        SERVICES_BEFORE,
+        HANDOVER,
         ANSWER_LIMIT,
     ];
 }

@@ -36,6 +36,21 @@ impl Timeouts {
         ticks
     }
 
+    /// The longest of them.
+    pub fn longest(&self) -> u32 {
+        let all = [
+            self.tcp_opening,
+            self.tcp_established,
+            self.tcp_closing,
+            self.udp_opening,
+            self.udp_established,
+            self.sctp_opening,
+            self.sctp_established,
+            self.sctp_closing,
+        ];
+        all.into_iter().fold(0, u32::max)
+    }
+
     /// The defaults.
     pub const DEFAULT: Self = Self {
         tcp_opening: Self::ticks(120),
@@ -63,6 +78,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// `BPF_F_IPV6` where the kernel's `bpf_l4_csum_replace` knows it (Linux 6.16), else 0
     pub ipv6_checksum_flag: u32,
+    /// 1 while there is a previous generation, whose flows are left to it, else 0
+    pub previous: u32,
 }
 
 impl Settings {
@@ -70,10 +87,11 @@ impl Settings {
     pub const DEFAULT: Self = Self {
         timeouts: Timeouts::DEFAULT,
         ipv6_checksum_flag: 0,
+        previous: 0,
     };
 }
 
 plain! {
     Timeouts = 32;
-    Settings = 36;
+    Settings = 40;
 }
