@@ -59,3 +59,38 @@ impl Hook {
         }
     }
 }
+
+/// A program of the object, by what it is for: each generation's has the same name, or that of its heir.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Place {
+    /// Name of the program
+    pub(super) name: &'static str,
+    /// The list of programs in which its heir looks for the previous generation's
+    pub(super) list: &'static str,
+    /// Where in that
+    pub(super) index: u32,
+}
+
+impl Place {
+    /// Every program. Frozen: other versions look for them by these names.
+    const ALL: [Self; 5] = [
+        Self::new("ingress", "previous_tc", 0),
+        Self::new("egress", "previous_tc", 1),
+        Self::new("ingress_l3", "previous_tc", 2),
+        Self::new("egress_l3", "previous_tc", 3),
+        Self::new("forward", "previous_xdp", 0),
+    ];
+
+    const fn new(name: &'static str, list: &'static str, index: u32) -> Self {
+        Self { name, list, index }
+    }
+
+    /// The place of a program by its name; `None` if it is none of ours.
+    pub(super) fn of_program(name: &str) -> Option<Self> {
+        let name = name.strip_suffix(HEIR).unwrap_or(name);
+        Self::ALL.into_iter().find(|place| place.name == name)
+    }
+}
+
+/// What the names of programs end with that look for flows of a previous generation.
+pub(super) const HEIR: &str = "_heir";

@@ -53,8 +53,8 @@ pub fn open(pin: &PinDirectory) -> Result<Tables> {
         devices: hash(pin, tables::DEVICES)?,
         frontend_filter: array(pin, tables::FRONTEND_FILTER)?,
         backend_filter: array(pin, tables::BACKEND_FILTER)?,
-        reason_counts: per_cpu(pin, tables::REASON_COUNTS)?,
-        service_counts: per_cpu(pin, tables::SERVICE_COUNTS)?,
+        reason_counts: per_cpu(pin, tables::REASON_COUNTS, array(pin, tables::REASONS_BEFORE)?)?,
+        service_counts: per_cpu(pin, tables::SERVICE_COUNTS, hash(pin, tables::SERVICES_BEFORE)?)?,
     })
 }
 
@@ -75,11 +75,12 @@ fn array<V: Plain + Send>(pin: &PinDirectory, spec: TableSpec) -> Result<BoxedTa
     Ok(Box::new(KernelArray(KernelMap::open(pin, spec)?, PhantomData)))
 }
 
-fn per_cpu<V>(pin: &PinDirectory, spec: TableSpec) -> Result<BoxedTable<u32, V>>
+fn per_cpu<V>(pin: &PinDirectory, spec: TableSpec, before: BoxedTable<u32, V>) -> Result<BoxedTable<u32, V>>
 where
     V: Plain + Default + Send + Sum,
 {
-    Ok(Box::new(KernelPerCpu(KernelMap::open(pin, spec)?, PhantomData)))
+    let map = KernelMap::open(pin, spec)?;
+    Ok(Box::new(KernelPerCpu { map, before }))
 }
 
 /// A pinned map that has been compared with its table.
@@ -273,39 +274,50 @@ impl<V: Plain + Send> Table<u32, V> for KernelArray<V> {
     }
 }
 
-struct KernelPerCpu<V>(KernelMap, PhantomData<V>);
+/// Counters, and what previous generations counted: the programs write the one, and the agent the other.
+struct KernelPerCpu<V> {
+    map: KernelMap,
+    before: BoxedTable<u32, V>,
+}
 
 impl<V: Plain + Default + Send + Sum> Table<u32, V> for KernelPerCpu<V> {
     fn max_entries(&self) -> u32 {
-        self.0.spec.max_entries
+        self.map.spec.max_entries
     }
 
     fn get(&self, key: &u32) -> Result<Option<V>, TableError> {
-        let map = PerCpuArray::<_, Raw<V>>::try_from(&self.0.map).map_err(|error| self.0.error(error))?;
+        let map = PerCpuArray::<_, Raw<V>>::try_from(&self.map.map).map_err(|error| self.map.error(error))?;
         match map.get(key, 0) {
-            Ok(values) => Ok(Some(values.iter().map(|Raw(value)| *value).sum())),
+            Ok(values) => {
+                let before = self.before.get(key)?;
+                Ok(Some(values.iter().map(|Raw(value)| *value).chain(before).sum()))
+            }
             Err(MapError::OutOfBounds { .. }) => Ok(None),
-            Err(error) => Err(self.0.error(error)),
+            Err(error) => Err(self.map.error(error)),
         }
     }
 
     fn insert(&mut self, key: &u32, value: &V) -> Result<(), TableError> {
         let cpus = aya::util::nr_cpus().map_err(|(path, error)| {
-            self.0
+            self.map
                 .kernel_error(io::Error::new(error.kind(), format!("{path}: {error}")))
         })?;
         let mut values = vec![Raw(V::default()); cpus];
         if let Some(first) = values.first_mut() {
             *first = Raw(*value);
         }
-        let values = PerCpuValues::try_from(values).map_err(|error| self.0.kernel_error(error))?;
-        PerCpuArray::<_, Raw<V>>::try_from(&mut self.0.map)
+        let values = PerCpuValues::try_from(values).map_err(|error| self.map.kernel_error(error))?;
+        PerCpuArray::<_, Raw<V>>::try_from(&mut self.map.map)
             .and_then(|mut map| map.set(*key, values, 0))
-            .map_err(|error| self.0.error(error))
+            .map_err(|error| self.map.error(error))?;
+        if self.before.get(key)?.is_some() {
+            self.before.insert(key, &V::default())?;
+        }
+        Ok(())
     }
 
     fn remove(&mut self, _key: &u32) -> Result<bool, TableError> {
-        Err(self.0.no_removal())
+        Err(self.map.no_removal())
     }
 
     fn scan(&self, each: &mut dyn FnMut(u32, V)) -> Result<(), TableError> {

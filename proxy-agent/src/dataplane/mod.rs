@@ -11,6 +11,7 @@ mod clsact;
 pub mod collect;
 pub mod edge;
 mod features;
+mod generation;
 mod hook;
 pub mod inspect;
 pub mod kernel;
@@ -31,12 +32,13 @@ pub mod xdp;
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result};
-use proxy_common::layout::Timeouts;
+use proxy_common::layout::{TICK_SHIFT, Timeouts};
 
 use self::{
     attach::Attacher,
     collect::{Collection, Collector},
     edge::Edge,
+    generation::{Generation, Previous, handover::Handover},
     object::Programs,
     pin::{PinDirectory, PinLock},
     programmer::Programmer,
@@ -59,7 +61,7 @@ pub struct Options {
     pub attach: Method,
     /// Which uplinks get XDP, and how
     pub xdp: xdp::Policy,
-    /// Number of entries of new tables, by name; tables that are pinned already keep theirs
+    /// Number of entries of tables, by name
     pub table_sizes: BTreeMap<String, u32>,
     /// Flow timeouts
     pub timeouts: Timeouts,
@@ -86,7 +88,10 @@ impl Options {
 
 /// The programs and tables in the kernel, held by this process alone.
 pub struct Dataplane {
+    options: Options,
     programs: Programs,
+    /// Taking over from what another build, or another size of tables, left
+    handover: Option<Handover>,
     attacher: Attacher,
     express: ExpressAttacher,
     programmer: Programmer,
@@ -94,6 +99,9 @@ pub struct Dataplane {
     /// What was asked for last
     edges: BTreeMap<u32, Edge>,
     device_problems: Vec<Problem>,
+    handover_problem: Option<Problem>,
+    /// All that is to be served has been written once
+    complete: bool,
     _lock: PinLock,
 }
 
@@ -103,32 +111,41 @@ pub fn now() -> Duration {
 }
 
 impl Dataplane {
-    /// Loads the programs and takes over what is pinned. Attaches and writes nothing: what the last agent left goes on
-    /// forwarding as it is.
+    /// Loads the programs and takes over what is pinned. Attaches nothing: what the last agent left goes on forwarding as it
+    /// is. If its tables don't fit, new ones are made, and what they hold is carried over ([`generation`]).
     ///
     /// # Errors
-    /// If the pin directory can't be used or another agent has it, a pinned map has another shape, or the kernel refuses;
-    /// each says what to do.
+    /// If the pin directory can't be used or another agent has it, or the kernel refuses; each says what to do.
     pub fn open(options: Options, now: Duration) -> Result<Self> {
         let lock = options.pin.claim()?;
-        let mut programs = Programs::load(&options.pin, &options.table_sizes, options.timeouts, options.log)?;
-        if options.log != LogLevel::Off {
-            programs.forward_log()?;
-        }
-        let programmer =
+        let previous = generation::settle(&options.pin, &options.table_sizes)?;
+        let mut programs = load(&options, previous.as_ref().map(Previous::leader))?;
+        let begin = |previous| {
+            let patience = Duration::from_nanos(u64::from(options.timeouts.longest()) << TICK_SHIFT);
+            Handover::begin(options.pin.generation(), previous, &mut programs, patience, now)
+        };
+        let handover = previous.map(begin).transpose()?;
+        let mut programmer =
             Programmer::load(kernel::open(&options.pin)?, now).context("cannot read the tables of the last agent")?;
+        if let Some(handover) = &handover {
+            handover.admit(&mut programmer, now)?;
+        }
         Ok(Self {
             programs,
+            handover,
             programmer,
             collection: Collection::start(
                 Collector::new(kernel::open(&options.pin)?, options.timeouts),
                 options.collect_interval,
                 now,
             )?,
-            express: ExpressAttacher::new(options.pin.clone(), options.xdp),
-            attacher: Attacher::new(options.pin, options.attach),
+            express: ExpressAttacher::new(options.pin.clone(), options.xdp.clone()),
+            attacher: Attacher::new(options.pin.clone(), options.attach),
+            options,
             edges: BTreeMap::new(),
             device_problems: Vec::new(),
+            handover_problem: None,
+            complete: false,
             _lock: lock,
         })
     }
@@ -156,6 +173,8 @@ impl Dataplane {
     /// Makes the tables hold what the node is.
     pub fn set_node(&mut self, node: NodePlan, now: Duration) {
         self.programmer.set_node(node, now);
+        self.complete = true;
+        self.advance_handover(now);
     }
 
     /// Serves these edges (see [`edge::edges`]), by interface index, and no others.
@@ -200,9 +219,13 @@ impl Dataplane {
         if !self.device_problems.is_empty() {
             self.sync_edges(now);
         }
+        self.advance_handover(now);
         match self.collection.poll(now) {
             Some(Ok(usage)) => {
-                self.programmer.reclaim(&usage);
+                // Flows elsewhere use ids and filter bits, too.
+                if self.handover.is_none() {
+                    self.programmer.reclaim(&usage);
+                }
                 if usage.removed > 0 {
                     tracing::debug!(removed = usage.removed, kept = usage.kept, "old flow entries removed");
                 }
@@ -216,6 +239,59 @@ impl Dataplane {
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = self.programmer.problems();
         problems.extend(self.device_problems.iter().cloned());
+        problems.extend(self.handover_problem.clone());
         problems
     }
+
+    /// Takes over from a previous generation as far as that is possible now.
+    fn advance_handover(&mut self, now: Duration) {
+        let advanced = self.try_advance_handover(now);
+        self.handover_problem = advanced.err().map(|error| Problem {
+            object: "taking over from the previous programs".to_owned(),
+            field: String::new(),
+            reason: format!("{error:#}"),
+        });
+    }
+
+    fn try_advance_handover(&mut self, now: Duration) -> Result<()> {
+        let Some(handover) = &mut self.handover else {
+            return Ok(());
+        };
+        if handover.follows() {
+            // Were an old program still at a hook, it would not know of new flows.
+            if !self.complete || !self.device_problems.is_empty() {
+                return Ok(());
+            }
+            handover.lead(&mut self.programmer, now)?;
+        }
+        if !handover.advance(now)? {
+            return Ok(());
+        }
+        self.programs = load(&self.options, None)?;
+        self.attacher = Attacher::new(self.options.pin.clone(), self.options.attach);
+        self.sync_edges(now);
+        if !self.device_problems.is_empty() {
+            return Ok(());
+        }
+        if let Some(handover) = self.handover.take() {
+            handover.finish()?;
+        }
+        self.programmer.tell_serving_again();
+        self.purge();
+        Ok(())
+    }
+}
+
+fn load(options: &Options, previous: Option<&Generation>) -> Result<Programs> {
+    let mut programs = Programs::load(
+        &options.pin,
+        &options.table_sizes,
+        options.timeouts,
+        options.log,
+        previous,
+    )?;
+    if options.log != LogLevel::Off {
+        programs.forward_log()?;
+    }
+    Ok(programs)
 }

@@ -5,19 +5,23 @@ use std::{collections::BTreeMap, io};
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{ProgramError, SchedClassifier, TcError, Xdp},
+    maps::ProgramArray,
+    programs::{ProgramError, ProgramFd, SchedClassifier, TcError, Xdp},
     sys::SyscallError,
     util::KernelVersion,
 };
 use aya_log::EbpfLogger;
-use proxy_common::layout::{Settings, Timeouts, tables};
+use proxy_common::layout::{
+    Settings, Timeouts,
+    tables::{self, FLOWS_V4, FLOWS_V6},
+};
 
 use super::{
     edge::Framing,
-    hook::Hook,
+    generation::Generation,
+    hook::{HEIR, Hook, Place},
     pin::PinDirectory,
-    raw::{self, Raw},
-    shape,
+    raw::{self, BytesMap, Raw},
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/proxy-ebpf.o"));
@@ -52,19 +56,25 @@ pub enum LogLevel {
 /// The loaded programs.
 pub(super) struct Programs {
     ebpf: Ebpf,
+    /// Whether they leave packets to those of a previous generation
+    heirs: bool,
 }
 
 impl Programs {
+    /// The lists of programs of the previous generation.
+    pub(super) const LISTS: [&str; 2] = ["previous_tc", "previous_xdp"];
+
     /// Loads the programs and opens or pins their maps. `sizes` holds the number of entries of new tables by name;
-    /// tables that are pinned already keep theirs.
+    /// what is pinned already has them. With a `previous` generation they leave its flows to its programs.
     ///
     /// # Errors
-    /// If the agent was built without the programs, a pinned map has another shape, or the kernel refuses.
+    /// If the agent was built without the programs, or the kernel refuses.
     pub(super) fn load(
         pin: &PinDirectory,
         sizes: &BTreeMap<String, u32>,
         timeouts: Timeouts,
         log: LogLevel,
+        previous: Option<&Generation>,
     ) -> Result<Self> {
         let object = built(OBJECT)?;
         if let Some(unknown) = sizes
@@ -74,13 +84,13 @@ impl Programs {
             let names: Vec<_> = tables::ALL.iter().map(|spec| spec.name).collect();
             bail!("no table is called {unknown}; there are {}", names.join(", "));
         }
-        shape::check_all(pin)?;
         if !std::path::Path::new("/sys/kernel/btf/vmlinux").exists() {
             tracing::warn!("this kernel has no BTF (/sys/kernel/btf/vmlinux): `bpftool map dump` shows no field names");
         }
         let settings = Raw(Settings {
             timeouts,
             ipv6_checksum_flag: ipv6_checksum_flag()?,
+            previous: previous.is_some().into(),
         });
         let mut loader = EbpfLoader::new();
         let level = log as u8;
@@ -92,7 +102,20 @@ impl Programs {
                 loader.map_max_entries(spec.name, entries);
             }
         }
+        if let Some(previous) = previous {
+            for (name, flows) in [("previous_v4", FLOWS_V4), ("previous_v6", FLOWS_V6)] {
+                let path = previous.map(flows.name);
+                // The programs look at nothing but the key; without such a table there are no flows.
+                if BytesMap::open(&path).is_ok_and(|map| map.info().key_size == flows.key_size) {
+                    loader.map_pin_path(name, path);
+                }
+            }
+            for list in Self::LISTS {
+                loader.map_pin_path(list, pin.map(list));
+            }
+        }
         let mut programs = Self {
+            heirs: previous.is_some(),
             ebpf: loader
                 .load(object)
                 .map_err(|error| explain(error.into()).context("cannot make the BPF maps"))?,
@@ -128,6 +151,7 @@ impl Programs {
         let name = hook
             .program(framing)
             .context("no program can read this link layer's packets")?;
+        let name = &self.name_of(name);
         let program = self
             .ebpf
             .program_mut(name)
@@ -146,16 +170,30 @@ impl Programs {
     /// # Errors
     /// If the kernel refuses it.
     pub(super) fn forward(&mut self) -> Result<&mut Xdp> {
-        const NAME: &str = "forward";
+        let name = &self.name_of("forward");
         let program = self
             .ebpf
-            .program_mut(NAME)
-            .with_context(|| format!("the eBPF object has no program {NAME}"))?;
-        let program: &mut Xdp = program.try_into().with_context(|| format!("program {NAME}"))?;
+            .program_mut(name)
+            .with_context(|| format!("the eBPF object has no program {name}"))?;
+        let program: &mut Xdp = program.try_into().with_context(|| format!("program {name}"))?;
         if program.fd().is_err() {
-            program.load().map_err(|error| verification(NAME, error))?;
+            program.load().map_err(|error| verification(name, error))?;
         }
         Ok(program)
+    }
+
+    fn name_of(&self, name: &str) -> String {
+        format!("{name}{}", if self.heirs { HEIR } else { "" })
+    }
+
+    /// Has the heir at a place leave packets to this program of the previous generation.
+    ///
+    /// # Errors
+    /// If the kernel refuses: such programs can't call each other.
+    pub(super) fn set_previous(&mut self, place: Place, program: &ProgramFd) -> Result<()> {
+        let list = self.ebpf.map_mut(place.list);
+        let list = list.with_context(|| format!("the eBPF object has no map {}", place.list))?;
+        Ok(ProgramArray::try_from(list)?.set(place.index, program, 0)?)
     }
 }
 

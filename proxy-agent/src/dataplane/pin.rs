@@ -1,6 +1,7 @@
 //! The pin directory: where maps and links outlive the agent, and who may write there.
 //!
-//! `<pin-dir>/v<layout version>/maps/<table>` and `.../links/<ifindex>_<hook>`; another layout version never collides.
+//! `<pin-dir>/v<layout version>/maps/<table>` and `.../links/<ifindex>_<hook>`; another layout version never collides. What
+//! comes before what is there now stands in `.../previous` ([`super::generation`]).
 
 use std::{
     fs::{self, File},
@@ -15,6 +16,8 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use proxy_common::layout;
+
+use super::generation::Generation;
 
 /// Where the agent pins unless a flag says otherwise.
 pub const DEFAULT_PIN_DIRECTORY: &str = "/sys/fs/bpf/proxy-agent";
@@ -50,6 +53,11 @@ impl PinDirectory {
         self.root.join(format!("v{}", layout::VERSION))
     }
 
+    /// The generation in that directory.
+    pub(super) fn generation(&self) -> Generation {
+        Generation::new(self.version())
+    }
+
     /// Pin of the table called `name`.
     pub fn map(&self, name: &str) -> PathBuf {
         self.maps().join(name)
@@ -70,19 +78,13 @@ impl PinDirectory {
         self.version().join("filters")
     }
 
-    /// Makes the directories, and locks them for this agent.
+    /// Makes the directory, and locks it for this agent.
     ///
     /// # Errors
     /// If the place is no bpffs, may not be written, or another agent has it.
     pub fn claim(&self) -> Result<PinLock> {
         self.check_file_system()?;
-        for directory in [self.maps(), self.links(), self.filters()] {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&directory)
-                .with_context(|| format!("cannot make the pin directory {}", directory.display()))?;
-        }
+        make_directory(&self.root)?;
         self.lock()
     }
 
@@ -165,6 +167,15 @@ impl PinDirectory {
             self.root.display()
         );
     }
+}
+
+/// Makes a directory, and those above it.
+pub(super) fn make_directory(path: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("cannot make the pin directory {}", path.display()))
 }
 
 /// What stands in a directory; nothing if there is none.

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     path::Path,
 };
 
@@ -20,8 +20,14 @@ pub(super) struct Raw<T: Plain>(pub(super) T);
 unsafe impl<T: Plain> aya::Pod for Raw<T> {}
 
 /// Commands of `enum bpf_cmd` (include/uapi/linux/bpf.h).
+const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
+const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_BTF_GET_FD_BY_ID: libc::c_int = 19;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
@@ -64,14 +70,56 @@ struct Batch {
     flags: u64,
 }
 
-/// Beginning of `struct bpf_map_info`.
+/// `union bpf_attr` for the commands on one entry of a map.
 #[repr(C)]
 #[derive(Default)]
-struct MapInfo {
-    kind: u32,
+struct Element {
+    map_fd: u32,
+    reserved: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// `union bpf_attr` for `BPF_BTF_GET_FD_BY_ID`.
+#[repr(C)]
+#[derive(Default)]
+struct BtfById {
+    btf_id: u32,
+}
+
+/// Beginning of `struct bpf_btf_info`.
+#[repr(C)]
+#[derive(Default)]
+struct BtfInfo {
+    btf: u64,
+    btf_size: u32,
     id: u32,
-    key_size: u32,
-    value_size: u32,
+}
+
+/// `struct bpf_map_info` up to its type information.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct MapInfo {
+    kind: u32,
+    /// Id of the map
+    pub(super) id: u32,
+    /// Size of a key in bytes
+    pub(super) key_size: u32,
+    /// Size of a value in bytes
+    pub(super) value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    name: [u8; 16],
+    ifindex: u32,
+    btf_vmlinux_value_type_id: u32,
+    netns_dev: u64,
+    netns_ino: u64,
+    btf_id: u32,
+    /// Type of a key in the map's type information, 0 without
+    pub(super) btf_key_type_id: u32,
+    /// Type of a value in the map's type information, 0 without
+    pub(super) btf_value_type_id: u32,
 }
 
 /// Beginning of `struct bpf_link_info` for a tcx link; one of XDP has the same fields but for the last.
@@ -123,6 +171,20 @@ pub(super) fn object_get(path: &Path) -> io::Result<OwnedFd> {
     let fd = unsafe { bpf(BPF_OBJ_GET, &mut attributes)? };
     // SAFETY: the kernel just made this descriptor for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins a map, program or link at a path.
+pub(super) fn object_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = ObjGet {
+        pathname: address(path.as_ptr().cast_mut()),
+        bpf_fd: object.as_raw_fd().cast_unsigned(),
+        ..ObjGet::default()
+    };
+    // SAFETY: as in `object_get`.
+    unsafe { bpf(BPF_OBJ_PIN, &mut attributes)? };
+    Ok(())
 }
 
 /// Detaches a link's program at once. Removing the link's pin does so only some time later.
@@ -222,4 +284,198 @@ pub(super) fn scan<K: Plain, V: Plain>(map: BorrowedFd<'_>, each: &mut dyn FnMut
         }
         from = Some(to);
     }
+}
+
+/// Whether an update may make an entry, or replace one: `BPF_ANY`, `BPF_NOEXIST`, `BPF_EXIST` (include/uapi/linux/bpf.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub(super) enum Update {
+    /// Either
+    Any = 0,
+    /// Only make
+    New = 1,
+    /// Only replace
+    Present = 2,
+}
+
+/// A map whose types are known at run time only: keys and values are bytes.
+pub(super) struct BytesMap {
+    fd: OwnedFd,
+    info: MapInfo,
+    /// Bytes of what is read and written under one key: of a per-CPU map the values of all CPUs
+    cell: usize,
+}
+
+impl BytesMap {
+    /// The map pinned at a path.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        Self::new(object_get(path)?)
+    }
+
+    /// A map by its descriptor.
+    pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
+        /// `BPF_MAP_TYPE_PERCPU_ARRAY`
+        const PER_CPU_ARRAY: u32 = 6;
+        // SAFETY: `MapInfo` is the beginning of `struct bpf_map_info` and holds integers only.
+        let info: MapInfo = unsafe { object_info(fd.as_fd())? };
+        let value = info.value_size as usize;
+        let cell = if info.kind == PER_CPU_ARRAY {
+            let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+            value.next_multiple_of(8) * cpus
+        } else {
+            value
+        };
+        Ok(Self { fd, info, cell })
+    }
+
+    /// What the kernel says of it.
+    pub(super) const fn info(&self) -> &MapInfo {
+        &self.info
+    }
+
+    /// Its type information, if it has some.
+    pub(super) fn type_information(&self) -> io::Result<Option<Vec<u8>>> {
+        if self.info.btf_id == 0 {
+            return Ok(None);
+        }
+        let mut attributes = BtfById {
+            btf_id: self.info.btf_id,
+        };
+        // SAFETY: `BtfById` is the beginning of `union bpf_attr` for the command and holds no pointers.
+        let fd = unsafe { bpf(BPF_BTF_GET_FD_BY_ID, &mut attributes)? };
+        // SAFETY: the kernel just made this descriptor for us alone.
+        let btf = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: `BtfInfo` is the beginning of `struct bpf_btf_info`; a null pointer of no length is not written to.
+        let info: BtfInfo = unsafe { object_info(btf.as_fd())? };
+        let mut bytes = vec![0_u8; info.btf_size as usize];
+        let mut info = BtfInfo {
+            btf: address(bytes.as_mut_ptr()),
+            btf_size: info.btf_size,
+            id: 0,
+        };
+        let mut attributes = GetInfo {
+            bpf_fd: btf.as_raw_fd().cast_unsigned(),
+            info_len: size::<BtfInfo>(),
+            info: address(&raw mut info),
+        };
+        // SAFETY: `info` is valid for reads and writes of its size, and `bytes` has the room that it says.
+        unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)? };
+        Ok(Some(bytes))
+    }
+
+    /// Runs a command on one entry; `None` if there is none.
+    fn element(&self, command: libc::c_int, key: &[u8], value: &mut [u8], flags: Update) -> io::Result<Option<()>> {
+        assert!(
+            key.len() == self.info.key_size as usize && (value.is_empty() || value.len() == self.cell),
+            "keys and values have the map's sizes"
+        );
+        let mut attributes = Element {
+            map_fd: self.fd.as_raw_fd().cast_unsigned(),
+            key: address(key.as_ptr().cast_mut()),
+            value: address(value.as_mut_ptr()),
+            flags: flags as u64,
+            ..Element::default()
+        };
+        // SAFETY: the key has the map's size, and so has the value, for which callers give an empty slice only with the command
+        // that has none.
+        match unsafe { bpf(command, &mut attributes) } {
+            Ok(_) => Ok(Some(())),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The value of a key.
+    pub(super) fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let mut value = vec![0; self.cell];
+        let found = self.element(BPF_MAP_LOOKUP_ELEM, key, &mut value, Update::Any)?;
+        Ok(found.map(|()| value))
+    }
+
+    /// Sets the value of a key. `false` if that is not allowed: there is an entry, or none.
+    pub(super) fn set(&self, key: &[u8], value: &[u8], update: Update) -> io::Result<bool> {
+        match self.element(BPF_MAP_UPDATE_ELEM, key, &mut value.to_vec(), update) {
+            Ok(set) => Ok(set.is_some()),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes a key and says whether it was there.
+    pub(super) fn remove(&self, key: &[u8]) -> io::Result<bool> {
+        let removed = self.element(BPF_MAP_DELETE_ELEM, key, &mut [], Update::Any)?;
+        Ok(removed.is_some())
+    }
+
+    /// Removes a key and gives the value that it had in the end.
+    pub(super) fn take(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let mut value = vec![0; self.cell];
+        match self.element(BPF_MAP_LOOKUP_AND_DELETE_ELEM, key, &mut value, Update::Any) {
+            // Hashes have it since Linux 5.14.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+                let value = self.get(key)?;
+                self.remove(key)?;
+                Ok(value)
+            }
+            taken => Ok(taken?.map(|()| value)),
+        }
+    }
+
+    /// Calls `each` with every entry, some thousand a system call; see [`scan`].
+    pub(super) fn scan(&self, each: &mut dyn FnMut(&[u8], &[u8])) -> io::Result<()> {
+        let key_size = self.info.key_size as usize;
+        if key_size > size_of::<Place>() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a key is longer than any of ours",
+            ));
+        }
+        let mut capacity = ((1 << 20) / (key_size + self.cell)).clamp(1, 4096);
+        let (mut from, mut to): (Option<Place>, Place) = (None, Place::default());
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        loop {
+            keys.resize(capacity * key_size, 0_u8);
+            values.resize(capacity * self.cell, 0_u8);
+            let mut attributes = Batch {
+                from: from.as_mut().map_or(0, |from| address(from)),
+                to: address(&raw mut to),
+                keys: address(keys.as_mut_ptr()),
+                values: address(values.as_mut_ptr()),
+                count: u32::try_from(capacity).unwrap_or(u32::MAX),
+                map_fd: self.fd.as_raw_fd().cast_unsigned(),
+                ..Batch::default()
+            };
+            // SAFETY: `keys` and `values` have room for `count` keys and values of the map, and the places for a key.
+            let last = match unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) } {
+                Ok(_) => false,
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                    capacity *= 2;
+                    continue;
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => continue,
+                Err(error) => return Err(error),
+            };
+            let entries = keys.chunks_exact(key_size).zip(values.chunks_exact(self.cell));
+            for (key, value) in entries.take(attributes.count as usize) {
+                each(key, value);
+            }
+            if last {
+                return Ok(());
+            }
+            from = Some(to);
+        }
+    }
+}
+
+/// The value that bytes are, if there are as many as it has.
+pub(super) fn from_bytes<T: Plain>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: as many bytes as the type has, and any bit pattern is a value of a `Plain` type.
+    (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// The bytes that a value is.
+pub(super) fn to_bytes<T: Plain>(value: &T) -> Vec<u8> {
+    // SAFETY: a `Plain` type has no padding, so all its bytes are initialized.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }.to_vec()
 }

@@ -5,9 +5,7 @@ use std::{fmt, io, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{MapError, MapInfo, MapType};
-use proxy_common::layout::{TableKind, TableSpec, tables};
-
-use super::pin::PinDirectory;
+use proxy_common::layout::{TableKind, TableSpec};
 
 /// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h).
 const BPF_F_NO_PREALLOC: u32 = 1;
@@ -48,16 +46,6 @@ impl fmt::Display for Shape {
             self.kind, self.key_size, self.value_size, self.flags
         )
     }
-}
-
-/// Compares every map pinned in `pin` with its table.
-///
-/// # Errors
-/// Names the first pin that differs, with both shapes.
-pub(super) fn check_all(pin: &PinDirectory) -> Result<()> {
-    tables::ALL
-        .iter()
-        .try_for_each(|spec| check(&pin.map(spec.name), spec).map(drop))
 }
 
 /// Compares the map pinned at `path` with its table; gives its number of entries, `None` if nothing is pinned there.

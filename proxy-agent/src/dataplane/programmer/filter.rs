@@ -63,6 +63,22 @@ impl Filter {
         Ok(())
     }
 
+    /// Sets these bits, and those of all addresses that are served: what stood in the table came from another one.
+    pub(super) fn admit_bits(&mut self, bits: &HashSet<u32>, now: Duration) -> Result<(), TableError> {
+        for bit in self.holders.keys().chain(bits) {
+            let (index, mask) = (bit >> 6, 1 << (bit & 63));
+            let word = &mut self.words[index as usize];
+            if *word & mask == 0 {
+                self.table.insert(&index, &(*word | mask))?;
+                *word |= mask;
+                if !self.holders.contains_key(bit) {
+                    self.stale.insert(*bit, now);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// An address is served from now on.
     pub(super) fn hold<A: AddressBytes>(&mut self, address: &A) {
         let bit = bit_of(address);

@@ -208,6 +208,26 @@ impl Programmer {
         }
     }
 
+    /// Sets the filters' bits of what the tables hold, and these, which flows in other tables need.
+    ///
+    /// # Errors
+    /// If a table can't be written.
+    pub fn admit(
+        &mut self,
+        frontends: &HashSet<u32>,
+        backends: &HashSet<u32>,
+        now: Duration,
+    ) -> Result<(), TableError> {
+        self.frontend_filter.admit_bits(frontends, now)?;
+        self.backend_filter.admit_bits(backends, now)
+    }
+
+    /// Tells of all UDP service ports again with the next [`Programmer::take_changed_serving`]: there are flows that were not
+    /// there before.
+    pub fn tell_serving_again(&mut self) {
+        self.changed_serving.extend(self.serving.clone());
+    }
+
     /// What could not be written and is being tried again.
     pub fn problems(&self) -> Vec<Problem> {
         let of_services = self.waiting.values().flat_map(|waiting| &waiting.problems);

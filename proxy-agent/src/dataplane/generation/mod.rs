@@ -1,0 +1,253 @@
+//! Generations: what one layout of the tables needs, tables, links and filters, stands in one directory, and a new one takes
+//! over from the one before it without a packet lost.
+//!
+//! A generation begins when the agent's tables can't be used as they are: another build has other layouts, a flag asks for
+//! another size, or what is pinned is broken. Then the present generation moves into the directory `previous` of the new one,
+//! where its links stay attached and forward, and
+//!
+//! 1. [`carry`] copies what it can of its tables, field by field by name ([`record`]);
+//! 2. the programs of the new generation take the place of the old at every hook, and *follow*: each packet goes on to the old
+//!    program by a tail call ([`handover`]);
+//! 3. when all Services are programmed, one write has them *lead* at all hooks at once: they leave to the old programs only
+//!    packets of flows that are in the old flow tables, which they know by the key;
+//! 4. the flows are moved over ([`flows`]), and when none is left, programs without a look at old tables replace these, and the
+//!    old generation is removed.
+//!
+//! Each step may be the last one before a crash: the next agent finds in the directories and in table `handover` how far it
+//! came, and goes on. What is frozen across layout versions for this: the key of the flow tables, their names, table `handover`,
+//! the names of programs, links and filters, and these directories.
+
+pub(super) mod carry;
+mod flows;
+pub(super) mod handover;
+mod heal;
+mod record;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use proxy_common::layout::{TableSpec, handover::LEADS, tables};
+
+use super::{
+    clsact,
+    pin::{self, PinDirectory},
+    raw::BytesMap,
+    shape, tcx,
+};
+
+/// Where a generation waits that was found broken, until the new one has a place for it.
+const ASIDE: &str = "replaced";
+
+/// A generation's directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Generation {
+    pub(super) directory: PathBuf,
+}
+
+impl Generation {
+    pub(super) fn new(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+        }
+    }
+
+    /// Pin of the table called `name`.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.directory.join("maps").join(name)
+    }
+
+    fn maps(&self) -> PathBuf {
+        self.directory.join("maps")
+    }
+
+    pub(super) fn links(&self) -> PathBuf {
+        self.directory.join("links")
+    }
+
+    pub(super) fn filters(&self) -> PathBuf {
+        self.directory.join("filters")
+    }
+
+    /// The generation that this one takes over from, or its place.
+    pub(super) fn previous(&self) -> Self {
+        Self::new(self.directory.join("previous"))
+    }
+
+    fn exists(&self) -> bool {
+        self.directory.exists()
+    }
+
+    /// Whether it has decided on packets: one that didn't come so far only stands before the one that does.
+    fn has_led(&self) -> bool {
+        !self.previous().exists() || self.word() == Some(LEADS)
+    }
+
+    /// The word of its table `handover`.
+    fn word(&self) -> Option<u32> {
+        let map = BytesMap::open(&self.map(tables::HANDOVER.name)).ok()?;
+        let value = map.get(&0_u32.to_ne_bytes()).ok()??;
+        Some(u32::from_ne_bytes(value.try_into().ok()?))
+    }
+
+    /// Why its tables can't be used as they are; `None` if they can.
+    fn misfit(&self, sizes: &BTreeMap<String, u32>) -> Option<String> {
+        tables::ALL.iter().find_map(|spec| {
+            let max_entries = sizes.get(spec.name).copied().unwrap_or(spec.max_entries);
+            let spec = TableSpec { max_entries, ..*spec };
+            match shape::check(&self.map(spec.name), &spec) {
+                Ok(Some(entries)) if entries == max_entries => None,
+                Ok(Some(entries)) => Some(format!(
+                    "table {} has room for {entries} entries, {max_entries} are asked for",
+                    spec.name
+                )),
+                Ok(None) => Some(format!("table {} is missing", spec.name)),
+                Err(error) => Some(format!("{error:#}")),
+            }
+        })
+    }
+
+    fn make(&self) -> Result<()> {
+        for directory in [self.maps(), self.links(), self.filters()] {
+            pin::make_directory(&directory)?;
+        }
+        Ok(())
+    }
+
+    /// Detaches all of its programs and removes it, with all before it; gives what was removed.
+    pub(super) fn remove(&self) -> Result<Removed> {
+        let mut removed = Removed::default();
+        if self.previous().exists() {
+            removed += self.previous().remove()?;
+        }
+        // Detach first: a program must not run on tables that are half gone.
+        for filtered in pin::entries(&self.filters())? {
+            clsact::remove(&filtered)?;
+            removed.filtered_devices += 1;
+        }
+        for link in pin::entries(&self.links())? {
+            tcx::detach(&link)?;
+            removed.links += 1;
+        }
+        for map in pin::entries(&self.maps())? {
+            fs::remove_file(&map).with_context(|| format!("cannot remove {}", map.display()))?;
+            removed.tables += 1;
+        }
+        fs::remove_dir_all(&self.directory).with_context(|| format!("cannot remove {}", self.directory.display()))?;
+        Ok(removed)
+    }
+}
+
+/// What was removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Removed {
+    /// tcx links, each a program detached from a device
+    pub links: usize,
+    /// Devices with clsact filters
+    pub filtered_devices: usize,
+    /// Tables
+    pub tables: usize,
+}
+
+impl std::ops::AddAssign for Removed {
+    fn add_assign(&mut self, other: Self) {
+        self.links += other.links;
+        self.filtered_devices += other.filtered_devices;
+        self.tables += other.tables;
+    }
+}
+
+/// Every generation at the top of a pin directory.
+pub(super) fn all(pin: &PinDirectory) -> Result<Vec<Generation>> {
+    let entries = pin::entries(pin.root())?.into_iter();
+    Ok(entries
+        .filter(|path| version_of(path).is_some() || path.ends_with(ASIDE))
+        .map(Generation::new)
+        .collect())
+}
+
+/// The version in the name of a generation's directory.
+fn version_of(path: &Path) -> Option<u32> {
+    path.file_name()?.to_str()?.strip_prefix('v')?.parse().ok()
+}
+
+/// The generations before the agent's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Previous {
+    /// From the last to the one that decides, which is the last here; those in between never did
+    chain: Vec<Generation>,
+    /// Whether the agent's own generation decides already
+    pub(super) own_leads: bool,
+}
+
+impl Previous {
+    /// The one that decides, or did before the agent's own.
+    pub(super) fn leader(&self) -> &Generation {
+        self.chain.last().expect("never empty")
+    }
+
+    /// The generation before `own`, if there is one.
+    pub(super) fn of(own: &Generation) -> Option<Self> {
+        let mut chain = vec![own.previous()];
+        while chain.last().is_some_and(|last| last.exists() && !last.has_led()) {
+            let before = chain.last().expect("just looked at").previous();
+            chain.push(before);
+        }
+        chain[0].exists().then(|| Self {
+            chain,
+            own_leads: own.word() == Some(LEADS),
+        })
+    }
+}
+
+/// Makes the directory of the agent's own generation ready: with tables that can be used, or without any. Returns the
+/// generation to take over from, if there is one.
+///
+/// # Errors
+/// If the pin directory can't be read or written.
+pub(super) fn settle(pin: &PinDirectory, sizes: &BTreeMap<String, u32>) -> Result<Option<Previous>> {
+    let own = pin.generation();
+    let aside = Generation::new(pin.root().join(ASIDE));
+    if own.exists() && !pin::entries(&own.maps())?.is_empty() {
+        heal::heal(&own)?;
+        match own.misfit(sizes) {
+            None => {
+                own.make()?;
+                return Ok(Previous::of(&own));
+            }
+            Some(reason) => {
+                tracing::info!("new tables are made, and flows and counters are carried over: {reason}");
+                move_directory(&own, &aside)?;
+            }
+        }
+    }
+    own.make()?;
+    // Usually there is one: others are left over from builds that knew nothing of generations.
+    let mut others = all(pin)?;
+    others.retain(|generation| *generation != own);
+    others.sort_by_key(|generation| {
+        (
+            !generation.directory.ends_with(ASIDE),
+            version_of(&generation.directory),
+        )
+    });
+    if let Some(last) = others.pop()
+        && !own.previous().exists()
+    {
+        heal::heal(&last)?;
+        move_directory(&last, &own.previous())?;
+    }
+    for stray in others {
+        tracing::warn!("{} is of no use any more, and removed", stray.directory.display());
+        stray.remove()?;
+    }
+    Ok(Previous::of(&own))
+}
+
+fn move_directory(from: &Generation, to: &Generation) -> Result<()> {
+    let (from, to) = (&from.directory, &to.directory);
+    fs::rename(from, to).with_context(|| format!("cannot move {} to {}", from.display(), to.display()))
+}
