@@ -94,7 +94,9 @@ pub fn forward_heir(context: XdpContext) -> u32 {
 #[inline(always)]
 fn follows() -> bool {
     // SAFETY: read at once; the map's memory outlives the program.
-    maps::HANDOVER.get_ptr(0).is_some_and(|word| unsafe { word.read_volatile() } == FOLLOWS)
+    maps::HANDOVER
+        .get_ptr(0)
+        .is_some_and(|word| unsafe { word.read_volatile() } == FOLLOWS)
 }
 
 /// Ends this program and runs the previous generation's one for this place, if there is one.

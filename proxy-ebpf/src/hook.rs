@@ -40,7 +40,7 @@ impl<const LINK: usize> Hook<LINK> {
 /// Defines the functions for a family behind link-layer headers of one length.
 macro_rules! outlined {
     ($link:ident, $family:ident, $address:ty, $icmp_error:ident, $reject:ident, $send_held:ident, $choose:ident,
-     $claim:ident) => {
+     $claim:ident, $judge_host_packet:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $icmp_error(skb: *mut __sk_buff, direction: u32) -> u32 {
@@ -89,6 +89,16 @@ macro_rules! outlined {
                 None => Claim::Full as u32,
             }
         }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $judge_host_packet(skb: *mut __sk_buff) -> u32 {
+            let (packet, hook) = (Skb::<$link>::bare(skb), Hook::<$link>::new(skb));
+            match datapath::judge_host_packet::<$family, _, _, _>(&packet, &Maps($family), &hook) {
+                Reason::Unrelated => NOTHING,
+                reason => reason as u32,
+            }
+        }
     };
 }
 
@@ -100,7 +110,8 @@ outlined!(
     reject_v4,
     send_held_v4,
     choose_v4,
-    claim_v4
+    claim_v4,
+    judge_host_packet_v4
 );
 outlined!(
     ETHERNET,
@@ -110,7 +121,8 @@ outlined!(
     reject_v6,
     send_held_v6,
     choose_v6,
-    claim_v6
+    claim_v6,
+    judge_host_packet_v6
 );
 outlined!(
     NONE,
@@ -120,7 +132,8 @@ outlined!(
     reject_l3_v4,
     send_held_l3_v4,
     choose_l3_v4,
-    claim_l3_v4
+    claim_l3_v4,
+    judge_host_packet_l3_v4
 );
 outlined!(
     NONE,
@@ -130,7 +143,8 @@ outlined!(
     reject_l3_v6,
     send_held_l3_v6,
     choose_l3_v6,
-    claim_l3_v6
+    claim_l3_v6,
+    judge_host_packet_l3_v6
 );
 
 impl<const LINK: usize> Environment for Hook<LINK> {
@@ -234,5 +248,16 @@ impl<const LINK: usize> Environment for Hook<LINK> {
             (_, false) => claim_l3_v4(skb, scratch.cast(), evict),
             (_, true) => claim_l3_v6(skb, scratch.cast(), evict),
         })
+    }
+
+    #[inline(always)]
+    fn judge_host_packet<F: Family, P: Packet, T: Tables<F::Address>>(&self, _packet: &P, _tables: &T) -> Reason {
+        let judged = reason(match (LINK, F::IPV6) {
+            (ETHERNET, false) => judge_host_packet_v4(self.skb),
+            (ETHERNET, true) => judge_host_packet_v6(self.skb),
+            (_, false) => judge_host_packet_l3_v4(self.skb),
+            (_, true) => judge_host_packet_l3_v6(self.skb),
+        });
+        judged.unwrap_or(Reason::Unrelated)
     }
 }

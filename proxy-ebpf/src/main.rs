@@ -14,7 +14,7 @@ mod tables;
 mod xdp;
 
 use aya_ebpf::{
-    bindings::__sk_buff,
+    bindings::{__sk_buff, BPF_F_INGRESS},
     helpers::generated::bpf_redirect,
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
@@ -31,6 +31,9 @@ use crate::{hook::Hook, skb::Skb, tables::Maps};
 const NEXT: i32 = -1;
 /// Drop the packet (`TCX_DROP`, `TC_ACT_SHOT`).
 const DROP: i32 = 2;
+
+/// To the ingress of a device, as if it had received the packet.
+const TO_STACK: u64 = BPF_F_INGRESS as u64;
 
 /// Lengths of link-layer headers: of Ethernet, and of a device that has none (see [`ingress_l3`]).
 const ETHERNET: usize = 14;
@@ -99,6 +102,7 @@ where
 {
     action(
         skb,
+        0,
         datapath::ingress::<F, _, _, _>(&mut Skb::<LINK>::new(skb), &Maps(family), &Hook::<LINK>::new(skb)),
     )
 }
@@ -111,6 +115,7 @@ where
 {
     action(
         skb,
+        TO_STACK,
         datapath::egress::<F, _, _, _>(&mut Skb::<LINK>::new(skb), &Maps(family), &Hook::<LINK>::new(skb)),
     )
 }
@@ -130,14 +135,16 @@ fn protocol(skb: *mut __sk_buff) -> u32 {
     }
 }
 
+/// What to return for a packet. An answer to it goes back to where it came from: out of the device, or with [`TO_STACK`] to
+/// the stack.
 #[inline(always)]
-fn action(skb: *mut __sk_buff, outcome: Outcome) -> i32 {
+fn action(skb: *mut __sk_buff, back: u64, outcome: Outcome) -> i32 {
     match outcome.verdict {
         Verdict::Continue if outcome.reason == Reason::Previous => heir::PREVIOUS,
         Verdict::Continue | Verdict::Rewrite => NEXT,
         Verdict::Reject => {
             log_refused(skb, outcome.reason);
-            send_back(skb)
+            send_back(skb, back)
         }
         Verdict::Drop => {
             log_refused(skb, outcome.reason);
@@ -147,11 +154,11 @@ fn action(skb: *mut __sk_buff, outcome: Outcome) -> i32 {
     }
 }
 
-/// Sends what the packet became out of the device that it came from.
+/// Redirects what the packet became to its device.
 #[inline(always)]
-fn send_back(skb: *mut __sk_buff) -> i32 {
+fn send_back(skb: *mut __sk_buff, flags: u64) -> i32 {
     // SAFETY: a field of the program's own context, and a helper call.
-    unsafe { bpf_redirect((*skb).ifindex, 0) as i32 }
+    unsafe { bpf_redirect((*skb).ifindex, flags) as i32 }
 }
 
 /// Logs a refused packet, if logging is on: the level is a constant to the verifier, which removes the code if not.

@@ -117,7 +117,9 @@ macro_rules! tables {
             fn service(&self, key: &ServiceKey<$address>, value: &mut ServiceValue) -> bool {
                 let found = maps::$services.get_ptr(key);
                 // SAFETY: copied out at once, under RCU.
-                found.inspect(|found| unsafe { found.copy_to_nonoverlapping(value, 1) }).is_some()
+                found
+                    .inspect(|found| unsafe { found.copy_to_nonoverlapping(value, 1) })
+                    .is_some()
             }
 
             #[inline(always)]
@@ -174,7 +176,9 @@ macro_rules! tables {
             fn fragment(&self, key: &FragmentKey<$address>, value: &mut FragmentValue<$address>) -> bool {
                 let found = maps::$fragments.get_ptr(key);
                 // SAFETY: copied out at once, under RCU.
-                found.inspect(|found| unsafe { found.copy_to_nonoverlapping(value, 1) }).is_some()
+                found
+                    .inspect(|found| unsafe { found.copy_to_nonoverlapping(value, 1) })
+                    .is_some()
             }
 
             #[inline(always)]

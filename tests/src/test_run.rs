@@ -19,7 +19,7 @@ use nix::{
     unistd::geteuid,
 };
 use proxy_agent::dataplane::{kernel, pin::PinDirectory, simulation::Hook, table::Tables};
-use proxy_common::layout::{Timeouts, tables};
+use proxy_common::layout::{Settings, Timeouts, tables};
 use tempfile::TempDir;
 
 /// Verdicts of the programs: `TCX_NEXT` and `TCX_DROP` (`include/uapi/linux/bpf.h`).
@@ -88,8 +88,10 @@ impl Kernel {
     /// # Errors
     /// As there.
     pub fn load_with(flows: u32, timeouts: Timeouts) -> Result<Self> {
-        // The fields of `Settings` in their order. Without `BPF_F_IPV6` the programs do as on kernels before 6.16.
-        let settings = [
+        // The fields of `Settings` in their order, the timeouts first. Without `BPF_F_IPV6` the programs do as on kernels
+        // before 6.16; whatever else there is is off.
+        let mut settings = [0; size_of::<Settings>() / size_of::<u32>()];
+        let timeouts = [
             timeouts.tcp_opening,
             timeouts.tcp_established,
             timeouts.tcp_closing,
@@ -98,8 +100,8 @@ impl Kernel {
             timeouts.sctp_opening,
             timeouts.sctp_established,
             timeouts.sctp_closing,
-            0,
         ];
+        settings[..timeouts.len()].copy_from_slice(&timeouts);
         let object = object()?;
         let bpffs = Bpffs::mount()?;
         let pin = PinDirectory::new(bpffs.0.path().join("test-run"));

@@ -13,7 +13,7 @@ use proxy_common::{
 use proxy_tests::{
     fixtures::{
         ETHERNET, Half, Packet, Pair, Places, Scenario, TIMEOUTS, TestFamily, answer, conversations, endpoints,
-        fragments, headers, icmp_error, icmp_errors, rejects,
+        fragments, headers, host, icmp_error, icmp_errors, rejects,
     },
     skip,
     test_run::{self, DROP, Kernel, REDIRECT},
@@ -107,6 +107,22 @@ fn rejects_ipv6() -> Result<()> {
         skip!("{obstacle}");
     }
     play::<V6>(&rejects::<V6>())
+}
+
+#[test]
+fn host_ipv4() -> Result<()> {
+    if let Some(obstacle) = test_run::obstacle() {
+        skip!("{obstacle}");
+    }
+    play::<V4>(&host::<V4>())
+}
+
+#[test]
+fn host_ipv6() -> Result<()> {
+    if let Some(obstacle) = test_run::obstacle() {
+        skip!("{obstacle}");
+    }
+    play::<V6>(&host::<V6>())
 }
 
 /// 50 answers at once, and then one a millisecond.

@@ -48,7 +48,7 @@ const fn ingress(program: &'static str) -> Budget {
 const fn egress(program: &'static str) -> Budget {
     Budget {
         program,
-        verified: 32_000,
+        verified: 44_000,
         translated: 61_000,
     }
 }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     layout::{AddressBytes, EGRESS, FlowKey, FlowValue, INGRESS, ServiceValue, flow_flags, history},
-    packet::{Family, Packet, Side, Skip, Transport},
+    packet::{Addresses, Family, Packet, Side, Skip, Transport},
 };
 
 impl From<Skip> for Reason {
@@ -30,17 +30,12 @@ pub fn ingress<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     tables: &T,
     environment: &E,
 ) -> Outcome {
-    counted(packet, tables, |packet| {
-        let reason = enter::<F, P, T, E>(packet, tables, environment);
-        if reason.verdict() == Verdict::Reject {
-            environment.reject::<F, P, T>(packet, tables, reason)
-        } else {
-            reason
-        }
+    counted::<F, P, T, E>(packet, tables, environment, |packet| {
+        enter::<F, P, T, E>(packet, tables, environment)
     })
 }
 
-/// [`ingress`] without the counting.
+/// [`ingress`] without answer and counting.
 #[inline(always)]
 fn enter<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &mut P,
@@ -101,19 +96,45 @@ pub(super) fn without_ports<A: AddressBytes, T: Tables<A>>(tables: &T, key: &Flo
 }
 
 /// A packet that leaves the node's stack: rewrites its source from backend to frontend, or from client to our masquerade
-/// address.
+/// address. One of a process of the node may be refused: its answer is for the node's stack.
 #[inline(always)]
 pub fn egress<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &mut P,
     tables: &T,
     environment: &E,
 ) -> Outcome {
-    counted(packet, tables, |packet| {
-        leave::<F, P, T, E>(packet, tables, environment)
+    counted::<F, P, T, E>(packet, tables, environment, |packet| {
+        let reason = leave::<F, P, T, E>(packet, tables, environment);
+        if matches!(reason, Reason::Unrelated | Reason::OtherProtocol) {
+            host_packet::<F, P, T, E>(packet, tables, environment, reason)
+        } else {
+            reason
+        }
     })
 }
 
-/// [`egress`] without the counting.
+/// A packet that leaves the node and is of no flow, by this reason: it may be one that a process of the node has sent to a
+/// frontend.
+#[inline(always)]
+fn host_packet<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+    packet: &P,
+    tables: &T,
+    environment: &E,
+    reason: Reason,
+) -> Reason {
+    let Some(Addresses { destination, .. }) = F::addresses(packet) else {
+        return Reason::Malformed;
+    };
+    if !tables.may_be_frontend(&destination) && !tables.is_service_address(&destination) {
+        return reason;
+    }
+    match environment.judge_host_packet::<F, P, T>(packet, tables) {
+        Reason::Unrelated => reason,
+        judged => judged,
+    }
+}
+
+/// [`egress`] of packets of flows, without answer and counting.
 #[inline(always)]
 fn leave<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &mut P,
@@ -314,15 +335,20 @@ pub(super) fn rewrite<F: Family, P: Packet, T: Tables<F::Address>>(
     translate::<F, P>(packet, transport, side, value).map_or(Reason::RewriteFailed, |()| reason)
 }
 
-/// Decides on a packet and counts it by the reason, unless it is none of ours.
+/// Decides on a packet, turns one that is refused into the answer to it, and counts it by the reason, unless it is none of
+/// ours.
 #[inline(always)]
-fn counted<A: AddressBytes, P: Packet, T: Tables<A>>(
+fn counted<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &mut P,
     tables: &T,
+    environment: &E,
     decide: impl FnOnce(&mut P) -> Reason,
 ) -> Outcome {
     let length = packet.length();
-    let reason = decide(packet);
+    let mut reason = decide(packet);
+    if reason.verdict() == Verdict::Reject {
+        reason = environment.reject::<F, P, T>(packet, tables, reason);
+    }
     if reason != Reason::Unrelated {
         tables.count(reason, length);
     }

@@ -1,6 +1,6 @@
 //! What the datapath needs of the world: tables, clock, chance.
 
-use super::{Claim, Reason, choose, claim, icmp_error, reject, send_held};
+use super::{Claim, Reason, choose, claim, icmp_error, judge_host_packet, reject, send_held};
 use crate::layout::{
     AddressBytes, AffinityKey, AffinityValue, Backend, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment,
     HeldKey, INGRESS, Member, MemberKey, ServiceKey, ServiceValue, SlotKey, TICK_SHIFT, Timeouts,
@@ -233,6 +233,14 @@ pub trait Environment {
         direction: u8,
     ) {
         send_held::<F, P, T>(packet, tables, key, direction);
+    }
+    /// [`super::judge_host_packet`], likewise.
+    #[inline(always)]
+    fn judge_host_packet<F: Family, P: Packet, T: Tables<F::Address>>(&self, packet: &P, tables: &T) -> Reason
+    where
+        Self: Sized,
+    {
+        judge_host_packet::<F, P, T, Self>(packet, tables, self)
     }
     /// A random number, uniform over all of `u32`.
     fn random(&self) -> u32;

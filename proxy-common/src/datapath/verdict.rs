@@ -116,6 +116,8 @@ reasons! {
     MidStream = 26, Continue, "from the midst of a connection that kube-proxy may have made, passed untouched";
     /// A flow that the previous generation of programs has opened: it goes on with it, and counts its packets
     Previous = 27, Continue, "flow of the previous generation, left to it";
+    /// It goes to a frontend that has an endpoint for it, but is on its way already
+    HostUnserved = 28, Continue, "packet of a host process that no socket hook saw, passed untouched";
 }
 
 impl From<Reason> for Outcome {

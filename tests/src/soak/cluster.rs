@@ -103,7 +103,7 @@ impl Cluster {
                 lab.serve(backend, BACKEND_PORT)?;
             }
         }
-        let hour = Duration::from_secs(3600);
+        let hour = Duration::from_hours(1);
         let subjects = vec![
             Subject::new(lab, "web", 1, |service| service),
             Subject::new(lab, "local", 2, |service| service.external_policy(Policy::Local)),

@@ -10,6 +10,7 @@ mod fragments;
 mod hairpin;
 mod halves;
 mod headers;
+mod host;
 mod icmp_errors;
 mod own;
 mod policy;
