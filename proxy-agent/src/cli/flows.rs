@@ -73,7 +73,11 @@ fn text(flows: &Flows) -> Table {
             or_dash(row.protocol),
             row.client.to_string(),
             row.frontend.to_string(),
-            row.backend.to_string(),
+            if row.conntrack {
+                "by conntrack".to_owned()
+            } else {
+                row.backend.to_string()
+            },
             or_dash(row.masquerade),
             row.state.to_owned(),
             format!("{}s", row.idle_seconds),

@@ -1,10 +1,9 @@
 //! `status`: what is pinned and attached, and how full it is; and whether it is what was planned.
 
+use std::{fmt::Write as _, path::PathBuf};
+
 use anyhow::{Result, ensure};
 use clap::Args;
-
-use std::path::PathBuf;
-
 use serde::Serialize;
 
 use super::{
@@ -12,7 +11,10 @@ use super::{
     listing::{ListingArgs, or_dash, table},
     verify::{self, Verification},
 };
-use crate::dataplane::inspect::{self, Status};
+use crate::dataplane::{
+    inspect::{self, Status},
+    kube_proxy::ADVICE,
+};
 
 /// Show the agent, the devices and their programs, how full the tables are, and what happened to packets
 #[derive(Debug, Args)]
@@ -117,9 +119,25 @@ fn text(status: &Status) -> String {
             reason.reason.clone(),
         ]);
     }
+    let kube_proxy = kube_proxy(status);
     format!(
-        "Pin directory: {} (layout version {})\nAgent: {agent}\n\n{devices}\n\n{fills}\n\n{reasons}",
+        "Pin directory: {} (layout version {})\nAgent: {agent}\n{kube_proxy}\n{devices}\n\n{fills}\n\n{reasons}",
         status.pin_directory.display(),
         status.layout_version,
     )
+}
+
+/// What is left of kube-proxy, a line each; nothing in the usual case.
+fn kube_proxy(status: &Status) -> String {
+    let mut lines = String::new();
+    if !status.kube_proxy.is_empty() {
+        let leftovers: Vec<String> = status.kube_proxy.iter().map(ToString::to_string).collect();
+        lines = format!("kube-proxy: {} here; {ADVICE}\n", leftovers.join(", "));
+    }
+    if status.left_to_conntrack > 0 {
+        let connections = status.left_to_conntrack;
+        writeln!(lines, "Connections of kube-proxy's, left to conntrack: {connections}")
+            .expect("a string takes everything");
+    }
+    lines
 }

@@ -9,13 +9,16 @@ pub mod audit;
 pub mod cleanup;
 mod clsact;
 pub mod collect;
+mod conntrack;
 pub mod edge;
 mod features;
 mod generation;
 mod hook;
 pub mod inspect;
 pub mod kernel;
+pub mod kube_proxy;
 pub mod memory;
+mod netfilter;
 pub mod network;
 mod object;
 pub mod pin;
@@ -26,13 +29,14 @@ mod shape;
 pub mod simulation;
 pub mod stale;
 pub mod table;
+mod takeover;
 mod tcx;
 pub mod xdp;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result};
-use proxy_common::layout::{TICK_SHIFT, Timeouts};
+use proxy_common::layout::{TICK_SHIFT, Timeouts, device_flags};
 
 use self::{
     attach::Attacher,
@@ -42,6 +46,7 @@ use self::{
     object::Programs,
     pin::{PinDirectory, PinLock},
     programmer::Programmer,
+    takeover::Takeover,
     xdp::{Express, ExpressAttacher},
 };
 use crate::{
@@ -96,6 +101,7 @@ pub struct Dataplane {
     express: ExpressAttacher,
     programmer: Programmer,
     collection: Collection,
+    takeover: Takeover,
     /// What was asked for last
     edges: BTreeMap<u32, Edge>,
     device_problems: Vec<Problem>,
@@ -139,6 +145,7 @@ impl Dataplane {
                 options.collect_interval,
                 now,
             )?,
+            takeover: Takeover::new(kernel::open(&options.pin)?),
             express: ExpressAttacher::new(options.pin.clone(), options.xdp.clone()),
             attacher: Attacher::new(options.pin.clone(), options.attach),
             options,
@@ -152,8 +159,27 @@ impl Dataplane {
 
     /// Makes the tables hold exactly this plan: the first thing to do when all there is to serve is known.
     pub fn replace(&mut self, plan: BTreeMap<ObjectName, Vec<Frontend>>, now: Duration) {
+        let begins = self.takeover.is_to_begin();
+        if begins {
+            self.takeover.begin(&plan, now);
+            self.settle_takeover(now);
+        }
         self.programmer.replace(plan, now);
+        if begins {
+            self.takeover.look(now);
+            self.settle_takeover(now);
+        }
         self.purge();
+    }
+
+    /// Writes what follows from how far the takeover is.
+    fn settle_takeover(&mut self, now: Duration) {
+        for address in self.takeover.sources() {
+            if let Err(error) = self.programmer.admit_source(address, now) {
+                tracing::warn!(%error, "the end of kube-proxy's connections to {address} won't be seen");
+            }
+        }
+        self.write_devices(&self.express.standing(&self.edges), now);
     }
 
     /// Makes the tables hold exactly these frontends of the Services named, none for one that is gone.
@@ -166,6 +192,7 @@ impl Dataplane {
     fn purge(&mut self) {
         let changed = self.programmer.take_changed_serving();
         if !changed.is_empty() {
+            self.takeover.purge(&changed);
             self.collection.purge(changed);
         }
     }
@@ -173,6 +200,11 @@ impl Dataplane {
     /// Makes the tables hold what the node is.
     pub fn set_node(&mut self, node: NodePlan, now: Duration) {
         self.programmer.set_node(node, now);
+        // Only now are nodePorts served.
+        if self.takeover.is_under_way() {
+            self.takeover.look(now);
+            self.settle_takeover(now);
+        }
         self.complete = true;
         self.advance_handover(now);
     }
@@ -205,6 +237,9 @@ impl Dataplane {
         let entry = |(&index, edge): (&u32, &Edge)| {
             let mut device = edge.device();
             device.flags |= states.get(&index).map_or(0, |state| state.flags());
+            if self.takeover.is_under_way() {
+                device.flags |= device_flags::TAKING_OVER;
+            }
             (index, device)
         };
         let devices = self.edges.iter().map(entry).collect();
@@ -215,6 +250,9 @@ impl Dataplane {
     /// once a second.
     pub fn tick(&mut self, now: Duration) {
         self.programmer.tick(now);
+        if self.takeover.tick(now) {
+            self.settle_takeover(now);
+        }
         self.purge();
         if !self.device_problems.is_empty() {
             self.sync_edges(now);
@@ -240,6 +278,7 @@ impl Dataplane {
         let mut problems = self.programmer.problems();
         problems.extend(self.device_problems.iter().cloned());
         problems.extend(self.handover_problem.clone());
+        problems.extend(self.takeover.problems());
         problems
     }
 

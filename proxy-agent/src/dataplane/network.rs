@@ -193,19 +193,37 @@ pub(super) fn remove_unused_clsact(index: u32) -> Result<()> {
         connection.abort();
         Ok(())
     };
-    // A thread of its own, as the caller's may belong to a runtime.
-    let removed = std::thread::scope(|scope| {
+    on_own_thread(remove).with_context(|| format!("cannot remove the clsact qdisc of device {index}"))
+}
+
+/// Removes a device by its name.
+///
+/// # Errors
+/// If there is none, or the kernel refuses.
+pub(super) fn remove_device(name: &str) -> Result<()> {
+    let remove = async || -> Result<()> {
+        let index = nix::net::if_::if_nametoindex(name)?;
+        let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
+        let connection = tokio::spawn(connection);
+        handle.link().del(index).execute().await?;
+        connection.abort();
+        Ok(())
+    };
+    on_own_thread(remove).with_context(|| format!("cannot remove the device {name}"))
+}
+
+/// Waits for an exchange over netlink, on a thread of its own, as the caller's may belong to a runtime.
+fn on_own_thread(exchange: impl AsyncFnOnce() -> Result<()> + Send) -> Result<()> {
+    let done = std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             tokio::runtime::Builder::new_current_thread()
                 .enable_io()
                 .build()?
-                .block_on(remove())
+                .block_on(exchange())
         });
         thread.join()
     });
-    removed
-        .unwrap_or_else(|_| Err(anyhow!("netlink failed")))
-        .with_context(|| format!("cannot remove the clsact qdisc of device {index}"))
+    done.unwrap_or_else(|_| Err(anyhow!("netlink failed")))
 }
 
 /// Whether an event may change the edges. Routes other than default ones come and go with every pod.

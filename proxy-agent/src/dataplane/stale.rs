@@ -8,7 +8,7 @@ use std::{
 
 use proxy_common::{
     datapath::flow,
-    layout::{FlowKey, FlowValue},
+    layout::{FlowKey, FlowValue, flow_flags},
     packet::UDP,
 };
 
@@ -35,7 +35,9 @@ pub fn remove<A: Address>(
     for _ in 0..ROUNDS {
         let mut stale = Vec::new();
         flows.scan(&mut |key, value| {
+            // Where conntrack sends the others is for `takeover` to know.
             if key.protocol == UDP
+                && value.flags & flow_flags::CONNTRACK == 0
                 && serving
                     .get(&value.service)
                     .is_some_and(|serving| is_stale(&key, &value, serving))
@@ -60,7 +62,7 @@ fn is_stale<A: Address>(key: &FlowKey<A>, value: &FlowValue<A>, serving: &HashSe
 
 #[cfg(test)]
 mod tests {
-    use proxy_common::layout::{EGRESS, INGRESS, flow_flags};
+    use proxy_common::layout::{EGRESS, INGRESS};
 
     use super::*;
     use crate::dataplane::memory::Memory;

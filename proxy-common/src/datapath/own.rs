@@ -33,7 +33,10 @@ pub(super) fn collides<A: AddressBytes, T: Tables<A>, E: Environment>(
         (key.source, key.source_port),
     );
     let service = match tables.flow(&reply).map(|handle| handle.value()) {
-        Some(present) if present.flags & flow_flags::MASQUERADE != 0 => present.service,
+        // Conntrack masquerades by itself, and has chosen the port.
+        Some(present) if present.flags & (flow_flags::MASQUERADE | flow_flags::CONNTRACK) == flow_flags::MASQUERADE => {
+            present.service
+        }
         None if tables.is_previous(&reply) => 0,
         _ => return false,
     };

@@ -27,10 +27,12 @@ pub struct FlowRow {
     pub client: SocketAddr,
     /// What it talks to
     pub frontend: SocketAddr,
-    /// What answers
+    /// What answers; the frontend where `conntrack` is set
     pub backend: SocketAddr,
     /// What the backend sees in place of the client, if that is another
     pub masquerade: Option<SocketAddr>,
+    /// The kernel's conntrack translates it, as it did before this node was taken over
+    pub conntrack: bool,
     /// `opening`, `established` or `closing`
     pub state: &'static str,
     /// Seconds since the last packet
@@ -98,6 +100,7 @@ fn row<A: Address>(
         client: SocketAddr::new(key.source.to_ip(), key.source_port),
         frontend: SocketAddr::new(key.destination.to_ip(), key.destination_port),
         backend: SocketAddr::new(value.address.to_ip(), value.port),
+        conntrack: value.flags & flow_flags::CONNTRACK != 0,
         masquerade: masquerade.map(|masquerade| SocketAddr::new(masquerade.address.to_ip(), masquerade.port)),
         state: match State::of(key.protocol, value, twin) {
             State::Opening => "opening",
@@ -174,6 +177,7 @@ mod tests {
             client: CLIENT.into(),
             frontend: FRONTEND.into(),
             backend: BACKEND.into(),
+            conntrack: false,
             masquerade: Some(([192, 0, 2, 1], 50000).into()),
             state: "established",
             idle_seconds: 10,

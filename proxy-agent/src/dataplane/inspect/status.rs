@@ -6,10 +6,10 @@ use std::{
     path::PathBuf,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use proxy_common::{
     datapath::Reason,
-    layout::{self, Plain, device_flags, role, tables},
+    layout::{self, AddressBytes, Plain, device_flags, flow_flags, role, tables},
 };
 use serde::Serialize;
 
@@ -17,8 +17,9 @@ use crate::dataplane::{
     attach,
     edge::{self, Role, Why},
     hook::Hook,
+    kube_proxy::{self, Leftover},
     pin::PinDirectory,
-    table::{BoxedTable, TableError, Tables},
+    table::{BoxedTable, FamilyTables, TableError, Tables},
     xdp::{self, Express},
 };
 
@@ -37,6 +38,10 @@ pub struct Status {
     pub tables: Vec<TableFill>,
     /// Packets by what happened to them
     pub reasons: Vec<ReasonCount>,
+    /// What kube-proxy left in this network namespace
+    pub kube_proxy: Vec<Leftover>,
+    /// Connections that the kernel's conntrack translates, as it did before this node was taken over
+    pub left_to_conntrack: u64,
 }
 
 /// Whether an agent keeps the tables up to date.
@@ -117,6 +122,8 @@ pub fn status(pin: &PinDirectory, tables: &Tables) -> Result<Status> {
         devices: devices(pin, tables)?,
         tables: fills(tables)?,
         reasons: reasons(tables)?,
+        kube_proxy: kube_proxy::leftovers().context("cannot look for what kube-proxy left")?,
+        left_to_conntrack: left_to_conntrack(&tables.v4)? + left_to_conntrack(&tables.v6)?,
     })
 }
 
@@ -147,6 +154,15 @@ fn devices(pin: &PinDirectory, tables: &Tables) -> Result<Vec<DeviceStatus>> {
         })
     };
     devices.into_iter().map(status).collect()
+}
+
+fn left_to_conntrack<A: AddressBytes>(family: &FamilyTables<A>) -> Result<u64, TableError> {
+    const BITS: u8 = flow_flags::CONNTRACK | flow_flags::REPLY | flow_flags::MASQUERADE;
+    let mut connections = 0;
+    family
+        .flows
+        .scan(&mut |_, value| connections += u64::from(value.flags & BITS == flow_flags::CONNTRACK))?;
+    Ok(connections)
 }
 
 /// Arrays are always full: they are left out.

@@ -20,7 +20,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, HashSet},
     fmt::Display,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -185,6 +185,18 @@ impl Programmer {
             .into_iter()
             .map(|(index, error)| problem(format!("device {index}"), String::new(), &error))
             .collect();
+    }
+
+    /// Has the hooks look at packets that leave from an address which is no backend's: a frontend's, where conntrack
+    /// translates (see [`super::takeover`]). Its bit stays for as long as a flow needs it.
+    ///
+    /// # Errors
+    /// If the filter can't be written.
+    pub(super) fn admit_source(&mut self, address: IpAddr, now: Duration) -> Result<(), TableError> {
+        match address {
+            IpAddr::V4(address) => self.backend_filter.admit(&address.octets(), now),
+            IpAddr::V6(address) => self.backend_filter.admit(&address.octets(), now),
+        }
     }
 
     /// The UDP service ports whose serving endpoints have changed since the last call, now that new flows go elsewhere
