@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 
 use super::workload::{Service, Workload};
+use crate::lab::kube_proxy::iptables_frame;
 
 /// The `nat` and `filter` tables as `iptables-restore` reads them.
 pub(super) fn render(workload: Workload, pod_network: &str) -> String {
@@ -55,37 +56,7 @@ pub(super) fn render(workload: Workload, pod_network: &str) -> String {
             .expect(FITS);
         }
     }
-    format!(
-        "*filter\n\
-         :KUBE-EXTERNAL-SERVICES - [0:0]\n:KUBE-FIREWALL - [0:0]\n:KUBE-FORWARD - [0:0]\n:KUBE-NODEPORTS - [0:0]\n\
-         :KUBE-PROXY-FIREWALL - [0:0]\n:KUBE-SERVICES - [0:0]\n\
-         -A INPUT -m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL\n\
-         -A INPUT -j KUBE-NODEPORTS\n\
-         -A INPUT -m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES\n\
-         -A INPUT -j KUBE-FIREWALL\n\
-         -A FORWARD -m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL\n\
-         -A FORWARD -j KUBE-FORWARD\n\
-         -A FORWARD -m conntrack --ctstate NEW -j KUBE-SERVICES\n\
-         -A FORWARD -m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES\n\
-         -A OUTPUT -m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL\n\
-         -A OUTPUT -m conntrack --ctstate NEW -j KUBE-SERVICES\n\
-         -A OUTPUT -j KUBE-FIREWALL\n\
-         -A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP\n\
-         -A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT\n\
-         -A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
-         COMMIT\n\
-         *nat\n\
-         :KUBE-MARK-MASQ - [0:0]\n:KUBE-NODEPORTS - [0:0]\n:KUBE-POSTROUTING - [0:0]\n:KUBE-SERVICES - [0:0]\n{chains}\
-         -A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n\
-         -A OUTPUT -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n\
-         -A POSTROUTING -m comment --comment \"kubernetes postrouting rules\" -j KUBE-POSTROUTING\n\
-         -A KUBE-MARK-MASQ -j MARK --or-mark 0x4000\n\
-         -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN\n\
-         -A KUBE-POSTROUTING -j MARK --xor-mark 0x4000\n\
-         -A KUBE-POSTROUTING -j MASQUERADE --random-fully\n\
-         {list}-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS\n\
-         {rules}COMMIT\n"
-    )
+    iptables_frame(&chains, &list, &rules)
 }
 
 const FITS: &str = "a string takes everything";

@@ -4,61 +4,11 @@
 use std::{fmt::Write as _, net::SocketAddr};
 
 use super::workload::{Service, Workload};
-
-/// Everything that doesn't depend on Services: base chains in their hooks and priorities, empty sets and maps.
-const FRAME: &str = "\
-table ip kube-proxy {
-  comment \"rules for kube-proxy\"
-  set cluster-ips { type ipv4_addr; }
-  set nodeport-ips { type ipv4_addr; }
-  map firewall-ips { type ipv4_addr . inet_proto . inet_service : verdict; }
-  map no-endpoint-services { type ipv4_addr . inet_proto . inet_service : verdict; }
-  map no-endpoint-nodeports { type inet_proto . inet_service : verdict; }
-  map service-ips { type ipv4_addr . inet_proto . inet_service : verdict; }
-  map service-nodeports { type inet_proto . inet_service : verdict; }
-
-  chain reject-chain { reject; }
-  chain mark-for-masquerade { meta mark set meta mark or 0x4000; }
-  chain masquerading {
-    meta mark & 0x4000 == 0 return
-    meta mark set meta mark xor 0x4000
-    masquerade fully-random
-  }
-  chain cluster-ips-check { ip daddr @cluster-ips reject; }
-  chain firewall-check { ip daddr . meta l4proto . th dport vmap @firewall-ips; }
-  chain service-endpoints-check { ip daddr . meta l4proto . th dport vmap @no-endpoint-services; }
-  chain nodeport-endpoints-check { ip daddr @nodeport-ips meta l4proto . th dport vmap @no-endpoint-nodeports; }
-  chain services {
-    ip daddr . meta l4proto . th dport vmap @service-ips
-    ip daddr @nodeport-ips meta l4proto . th dport vmap @service-nodeports
-  }
-
-  chain filter-prerouting { type filter hook prerouting priority -110; ct state new jump firewall-check; }
-  chain filter-input {
-    type filter hook input priority -110
-    ct state new jump nodeport-endpoints-check
-    ct state new jump service-endpoints-check
-  }
-  chain filter-forward {
-    type filter hook forward priority -110
-    ct state new jump service-endpoints-check
-    ct state new jump cluster-ips-check
-  }
-  chain filter-output {
-    type filter hook output priority -110
-    ct state new jump service-endpoints-check
-    ct state new jump firewall-check
-  }
-  chain filter-output-post-dnat { type filter hook output priority -90; ct state new jump cluster-ips-check; }
-  chain nat-prerouting { type nat hook prerouting priority -100; jump services; }
-  chain nat-output { type nat hook output priority -100; jump services; }
-  chain nat-postrouting { type nat hook postrouting priority 100; jump masquerading; }
-}
-";
+use crate::lab::{Family, kube_proxy::nftables_frame};
 
 /// The ruleset as `nft --file -` reads it.
 pub(super) fn render(workload: Workload, pod_network: &str) -> String {
-    let mut rules = FRAME.to_owned();
+    let mut rules = nftables_frame(Family::V4);
     let (mut chains, mut frontends, mut addresses) = (String::new(), Vec::new(), Vec::new());
     for Service {
         name,
@@ -106,7 +56,7 @@ pub(super) fn render(workload: Workload, pod_network: &str) -> String {
 pub(super) fn render_node_port(at: SocketAddr, endpoint: SocketAddr) -> String {
     let (node, port) = (at.ip(), at.port());
     format!(
-        "{FRAME}table ip kube-proxy {{\n  \
+        "{}table ip kube-proxy {{\n  \
          chain external-bench/node-port/udp/udp {{\n    jump mark-for-masquerade\n    \
          goto service-bench/node-port/udp/udp\n  }}\n  \
          chain service-bench/node-port/udp/udp {{\n    \
@@ -115,6 +65,7 @@ pub(super) fn render_node_port(at: SocketAddr, endpoint: SocketAddr) -> String {
          meta l4proto udp dnat to {endpoint}\n  }}\n}}\n\
          add element ip kube-proxy service-nodeports {{ udp . {port} : goto external-bench/node-port/udp/udp }}\n\
          add element ip kube-proxy nodeport-ips {{ {node} }}\n",
+        nftables_frame(Family::V4),
         endpoint.ip()
     )
 }

@@ -69,6 +69,7 @@ mod command;
 pub mod example;
 mod fabric;
 mod interconnect;
+pub mod kube_proxy;
 mod load;
 mod manifest;
 mod namespace;
@@ -104,6 +105,7 @@ pub use client::{Answer, Connection, RequestError, UdpClient, request, tcp_reque
 use cni::Attachment;
 use fabric::Fabric;
 pub use fabric::Outside;
+pub use kube_proxy::KubeProxy;
 pub use load::{Load, LoadReport};
 pub use namespace::Namespace;
 pub use obstacle::obstacle;
