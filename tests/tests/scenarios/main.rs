@@ -25,6 +25,7 @@ mod sctp;
 mod shape;
 mod silence;
 mod size;
+mod takeover;
 mod verify;
 mod vip;
 mod xdp;

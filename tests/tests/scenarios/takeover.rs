@@ -1,0 +1,314 @@
+//! A node is taken over from kube-proxy, and handed back, while it serves.
+
+use std::{collections::HashSet, net::SocketAddr};
+
+use anyhow::{Context as _, Result, ensure};
+use proxy_tests::{
+    lab::{
+        Connection, Family, FrontendKind, KubeProxy, Lab, Load, LoadReport, PATIENCE, Protocol, Service, UdpClient,
+        address, wait_until,
+    },
+    require_root,
+};
+use serde_json::Value;
+
+use super::{
+    PORT,
+    outside::{cluster, expose, frontends},
+};
+
+/// What goes on for as long as the scenario wants, and with whom.
+struct Standing {
+    connections: Vec<(Connection, String)>,
+    sockets: Vec<(UdpClient, SocketAddr, String)>,
+    /// As `flows` lists them: protocol, client, frontend
+    listed: HashSet<(String, SocketAddr, SocketAddr)>,
+}
+
+impl Standing {
+    /// Opens a connection and a conversation over UDP from everywhere to every kind of frontend, both families.
+    fn open(lab: &Lab, service: &Service, hosts: bool) -> Result<Self> {
+        let mut standing = Self {
+            connections: Vec::new(),
+            sockets: Vec::new(),
+            listed: HashSet::new(),
+        };
+        for family in Family::ALL {
+            let cluster = FrontendKind::ClusterIp;
+            let mut ways = vec![("client", cluster), ("client", FrontendKind::LoadBalancer)];
+            ways.extend(FrontendKind::EXTERNAL.map(|kind| ("outside", kind)));
+            if hosts {
+                ways.push(("node-a", cluster));
+            }
+            // Several of each, for endpoints are chosen by chance.
+            for (from, kind) in ways.repeat(3) {
+                let node = lab.node("node-a");
+                let [tcp, udp] = ["tcp", "udp"].map(|port| service.frontend_of(kind, family, port, node));
+                standing
+                    .add(lab, from, tcp, udp)
+                    .with_context(|| format!("from {from} to {tcp}"))?;
+            }
+        }
+        Ok(standing)
+    }
+
+    fn add(&mut self, lab: &Lab, from: &str, tcp: SocketAddr, udp: SocketAddr) -> Result<()> {
+        let namespace = lab.namespace(from);
+        let own = match from {
+            "outside" => address::OUTSIDE,
+            "client" => lab.pod(from).addresses(),
+            node => lab.node(node).addresses(),
+        };
+        let family = if tcp.is_ipv4() { Family::V4 } else { Family::V6 };
+        let mut list = |protocol: Protocol, port, to| {
+            let client = own.with_port(family, port);
+            self.listed.insert((protocol.to_string(), client, to));
+        };
+        let mut connection = namespace.run(|| Connection::open(tcp))?;
+        let backend = connection.ask()?.backend;
+        list(Protocol::Tcp, connection.local_port()?, tcp);
+        self.connections.push((connection, backend));
+        let mut socket = namespace.run(|| UdpClient::bind(0, udp))?;
+        let backend = socket.ask(udp)?.backend;
+        list(Protocol::Udp, socket.local_port()?, udp);
+        self.sockets.push((socket, udp, backend));
+        Ok(())
+    }
+
+    /// All go on, each with the backend that it had.
+    fn go_on(&mut self) -> Result<()> {
+        for (connection, backend) in &mut self.connections {
+            let answer = connection.ask()?;
+            ensure!(answer.backend == *backend, "from {backend} to {answer:?}");
+            connection.push(20_000)?;
+            connection.pull(20_000)?;
+        }
+        for (socket, to, backend) in &mut self.sockets {
+            let answer = socket.ask(*to)?;
+            ensure!(answer.backend == *backend, "{to}: from {backend} to {answer:?}");
+        }
+        Ok(())
+    }
+
+    /// Which of them this proxy has as flows: those it translates, and those that it leaves to conntrack.
+    fn flows(&self, lab: &Lab) -> Result<[usize; 2]> {
+        let listing = lab.listing("node-a", "flows", &[])?;
+        let flows = listing["flows"].as_array().context("no list `flows`")?;
+        let address = |value: &Value| value.as_str().and_then(|text| text.parse().ok());
+        let is_listed = |flow: &&Value| {
+            let protocol = flow["protocol"].as_str().map(str::to_owned);
+            let ends = address(&flow["client"]).zip(address(&flow["frontend"]));
+            let listed = protocol
+                .zip(ends)
+                .map(|(protocol, (client, frontend))| (protocol, client, frontend));
+            listed.is_some_and(|listed| self.listed.contains(&listed))
+        };
+        let of = |conntrack: bool| {
+            let flows = flows.iter().filter(is_listed);
+            flows.filter(|flow| flow["conntrack"] == conntrack).count()
+        };
+        Ok([of(false), of(true)])
+    }
+
+    fn count(&self) -> usize {
+        self.connections.len() + self.sockets.len()
+    }
+}
+
+/// Short requests from a pod and from outside, on and on.
+struct Loads([Load; 2]);
+
+impl Loads {
+    fn start(lab: &Lab, service: &Service) -> Self {
+        let inside: Vec<_> = Family::ALL
+            .iter()
+            .flat_map(|family| Protocol::ALL.map(|protocol| (protocol, service.frontend(*family, PORT))))
+            .collect();
+        Self([
+            Load::start(lab.namespace("client"), 2, &inside),
+            Load::start(lab.namespace("outside"), 2, &frontends(lab, service)),
+        ])
+    }
+
+    /// Waits for some more requests; none may have been lost up to then.
+    fn go_on(&self) -> Result<()> {
+        for load in &self.0 {
+            load.wait_for(100)?;
+            load.so_far().expect_no_loss()?;
+        }
+        Ok(())
+    }
+
+    fn stop(self) -> Result<()> {
+        let reports: Vec<LoadReport> = self.0.into_iter().map(Load::stop).collect();
+        reports.iter().try_for_each(LoadReport::expect_no_loss)
+    }
+}
+
+/// Has what ended forgotten soon.
+fn forget_quickly(lab: &Lab) -> Result<()> {
+    lab.namespace("node-a").sysctl(&[
+        ("netfilter/nf_conntrack_tcp_timeout_time_wait", "1"),
+        ("netfilter/nf_conntrack_tcp_timeout_last_ack", "1"),
+        ("netfilter/nf_conntrack_tcp_timeout_close", "1"),
+        ("netfilter/nf_conntrack_udp_timeout", "20"),
+        ("netfilter/nf_conntrack_udp_timeout_stream", "20"),
+    ])
+}
+
+/// All that a node's netfilter has, as its tools list it.
+fn rules(lab: &Lab) -> Result<String> {
+    let node = lab.namespace("node-a");
+    let mut rules = node.tool("nft", &["list", "tables"], "")?;
+    for family in ["iptables", "ip6tables"] {
+        for variant in ["legacy", "nft"] {
+            rules += &node.tool(&format!("{family}-{variant}-save"), &[], "")?;
+        }
+    }
+    Ok(rules)
+}
+
+fn retransmissions(lab: &Lab) -> Result<u64> {
+    Ok(lab.namespace("client").retransmissions()? + lab.namespace("outside").retransmissions()?)
+}
+
+/// Kube-proxy's rules serve; the agent starts; the rules go. What was there goes on, what is new is the agent's, nothing is
+/// lost; and when the last of the old connections has ended nothing of kube-proxy is left.
+fn take_over(mode: KubeProxy) -> Result<()> {
+    cluster().run(|lab| {
+        forget_quickly(lab)?;
+        let service = expose(lab, "web", 1, &["near", "far"])?;
+        lab.apply(&service)?;
+        lab.apply_nodes()?;
+        lab.program_kube_proxy("node-a", mode, &[&service])?;
+        let loads = Loads::start(lab, &service);
+        let mut old = Standing::open(lab, &service, true)?;
+        loads.go_on()?;
+
+        let _agent = lab.start_agent("node-a")?;
+        old.go_on()?;
+        loads.go_on()?;
+        ensure!(
+            old.flows(lab)? == [0, old.count()],
+            "{:?} of {}",
+            old.flows(lab)?,
+            old.count()
+        );
+        let status = lab.ask_agent("node-a", "status", &[])?;
+        ensure!(status.contains("cleanup --kube-proxy"), "{status}");
+        let mut new = Standing::open(lab, &service, false)?;
+        // A port that a request over UDP had just before is still conntrack's.
+        let [ours, conntracks] = new.flows(lab)?;
+        ensure!(
+            ours + conntracks == new.count() && conntracks < new.count() / 10,
+            "{ours} ours, {conntracks} of {}",
+            new.count()
+        );
+
+        let told = lab.ask_agent("node-a", "cleanup", &["--kube-proxy"])?;
+        ensure!(told.contains("removed"), "{told}");
+        let left = rules(lab)?;
+        let is_kube_proxys = |line: &&str| line.contains("KUBE-") || line.contains("kube-proxy");
+        // One chain is kubelet's.
+        let mut lines = left.lines().filter(|line| !line.contains("KUBE-FIREWALL"));
+        ensure!(lines.find(is_kube_proxys).is_none(), "{left}");
+        for standing in [&mut old, &mut new] {
+            standing.go_on()?;
+        }
+        loads.go_on()?;
+        for standing in [&mut old, &mut new] {
+            standing.go_on()?;
+        }
+        loads.stop()?;
+        ensure!(
+            retransmissions(lab)? == 0,
+            "{} segments were sent again",
+            retransmissions(lab)?
+        );
+
+        drop(old);
+        wait_until("nothing is kept for kube-proxy's connections", PATIENCE * 3, || {
+            rules(lab)
+                .is_ok_and(|rules| !rules.contains("proxy-agent"))
+                .then_some(())
+        })?;
+        new.go_on()
+    })
+}
+
+#[test]
+fn a_node_with_nftables_rules_is_taken_over_under_load() -> Result<()> {
+    require_root!();
+    take_over(KubeProxy::Nftables)
+}
+
+#[test]
+fn a_node_with_iptables_rules_is_taken_over_under_load() -> Result<()> {
+    require_root!();
+    take_over(KubeProxy::IptablesNft)
+}
+
+#[test]
+fn a_node_with_legacy_iptables_rules_is_taken_over_under_load() -> Result<()> {
+    require_root!();
+    take_over(KubeProxy::IptablesLegacy)
+}
+
+/// The agent serves; kube-proxy's rules come, and the agent goes. What was there goes on, what is new is kube-proxy's, nothing is
+/// lost, also not when the last trace is removed.
+fn hand_back(mode: KubeProxy) -> Result<()> {
+    cluster().run(|lab| {
+        let service = expose(lab, "web", 1, &["near", "far"])?;
+        lab.apply(&service)?;
+        lab.apply_nodes()?;
+        let agent = lab.start_agent("node-a")?;
+        let loads = Loads::start(lab, &service);
+        let mut old = Standing::open(lab, &service, false)?;
+        loads.go_on()?;
+
+        lab.program_kube_proxy("node-a", mode, &[&service])?;
+        loads.go_on()?;
+        agent.terminate()?;
+        let told = lab.ask_agent("node-a", "cleanup", &["--keep-connections"])?;
+        ensure!(told.contains("connections go on"), "{told}");
+        old.go_on()?;
+        loads.go_on()?;
+        let mut new = Standing::open(lab, &service, false)?;
+        // A port that a request over UDP had just before is still this proxy's.
+        let [ours, conntracks] = new.flows(lab)?;
+        ensure!(
+            ours < new.count() / 10 && conntracks == 0,
+            "{ours} ours, {conntracks} of {}",
+            new.count()
+        );
+        for standing in [&mut old, &mut new] {
+            standing.go_on()?;
+        }
+        loads.go_on()?;
+
+        drop(old);
+        loads.go_on()?;
+        lab.ask_agent("node-a", "cleanup", &[])?;
+        loads.go_on()?;
+        new.go_on()?;
+        loads.stop()?;
+        ensure!(
+            retransmissions(lab)? == 0,
+            "{} segments were sent again",
+            retransmissions(lab)?
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_node_is_handed_back_to_nftables_rules_under_load() -> Result<()> {
+    require_root!();
+    hand_back(KubeProxy::Nftables)
+}
+
+#[test]
+fn a_node_is_handed_back_to_iptables_rules_under_load() -> Result<()> {
+    require_root!();
+    hand_back(KubeProxy::IptablesNft)
+}
