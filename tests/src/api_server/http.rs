@@ -18,7 +18,7 @@ use tokio::{
 use super::{
     resource::Resource,
     selector::Selector,
-    state::{Gone, Orders, Request, Shared, Verb},
+    state::{Gone, Mangle, Orders, Request, Shared, Verb},
 };
 
 type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
@@ -177,12 +177,20 @@ impl Watcher {
     async fn run(mut self, mut news: tokio::sync::watch::Receiver<()>) {
         loop {
             news.borrow_and_update();
-            let (events, orders, version) = self.open.shared.read(|state| {
+            let (mut events, mangle, orders, version) = self.open.shared.read(|state| {
                 let events = state
                     .store
                     .events_after(self.version, self.open.resource, &self.selector);
-                (events, state.orders, state.store.version())
+                (events, state.faults.events, state.orders, state.store.version())
             });
+            match mangle {
+                None => {}
+                Some(Mangle::Lose) => events.clear(),
+                Some(Mangle::Duplicate) => {
+                    events = events.into_iter().flat_map(|event| [event.clone(), event]).collect();
+                }
+                Some(Mangle::Reverse) => events.reverse(),
+            }
             if orders.drop != self.orders.drop {
                 return self.send(Err(io::Error::other("dropped by the test"))).await;
             }

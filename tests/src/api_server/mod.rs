@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 
 pub use self::{
     resource::Resource,
-    state::{Gone, Request, Verb},
+    state::{Gone, Mangle, Request, Verb},
 };
 use self::{state::Shared, store::Key};
 
@@ -125,6 +125,16 @@ impl ApiServer {
         );
     }
 
+    /// Deletes an object, if there is one.
+    pub fn remove(&self, resource: Resource, namespace: &str, name: &str) {
+        let key = Key {
+            resource,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
+        self.shared.change(|state| state.store.delete(&key));
+    }
+
     /// Forgets all history: from now on whoever asks for an earlier version gets 410 Gone. Open watches go on.
     pub fn compact(&self, gone: Gone) {
         self.shared.change(|state| {
@@ -173,13 +183,36 @@ impl ApiServer {
         self.shared.change(|state| state.faults.status = Some(status));
     }
 
-    /// Takes back [`Self::forbid`], [`Self::forget_kind`], [`Self::fail`], [`Self::forget_pages`] and [`Self::delay`].
+    /// Lets this happen to all events of watches from now on.
+    pub fn mangle(&self, mangle: Mangle) {
+        self.shared.change(|state| state.faults.events = Some(mangle));
+    }
+
+    /// The version of the last change.
+    pub fn version(&self) -> u64 {
+        self.shared.read(|state| state.store.version())
+    }
+
+    /// Stops, goes back to how all was at an earlier version, as with an etcd that was restored from a snapshot, and listens
+    /// again: what happened since never did, and its versions are given out anew.
+    ///
+    /// # Errors
+    /// Those of [`Self::restart`].
+    pub fn restore(&mut self, version: u64) -> io::Result<()> {
+        self.stop();
+        self.shared.change(|state| state.store.restore(version));
+        self.restart()
+    }
+
+    /// Takes back [`Self::forbid`], [`Self::forget_kind`], [`Self::fail`], [`Self::forget_pages`], [`Self::mangle`] and
+    /// [`Self::delay`].
     pub fn allow_all(&self) {
         self.shared.change(|state| {
             state.faults.forbidden.clear();
             state.faults.unknown.clear();
             state.faults.status = None;
             state.faults.forget_pages = false;
+            state.faults.events = None;
             state.faults.delay = Duration::ZERO;
         });
     }

@@ -70,6 +70,18 @@ pub(super) struct Faults {
     pub(super) status: Option<u16>,
     pub(super) gone: Gone,
     pub(super) forget_pages: bool,
+    pub(super) events: Option<Mangle>,
+}
+
+/// What happens to the events of watches on their way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mangle {
+    /// They get lost
+    Lose,
+    /// Each comes twice
+    Duplicate,
+    /// Those that happen together come in the opposite order
+    Reverse,
 }
 
 /// How often each was ordered of all open watches; a watch compares with what it saw when it began.

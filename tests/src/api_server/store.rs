@@ -41,6 +41,7 @@ pub(super) struct Page {
 }
 
 /// What a watcher is told.
+#[derive(Clone)]
 pub(super) struct Event {
     /// `ADDED`, `MODIFIED` or `DELETED`
     pub(super) kind: &'static str,
@@ -87,6 +88,15 @@ impl Store {
     /// Forgets everything before the current version. Open watches go on.
     pub(super) const fn compact(&mut self) {
         self.compacted = self.version();
+    }
+
+    /// Goes back to how all was at an earlier version, as etcd does that is restored from a snapshot: what happened since
+    /// never did, and its versions are given out anew.
+    pub(super) fn restore(&mut self, version: u64) {
+        let objects = self.objects_at(version).into_iter();
+        self.objects = objects.map(|(key, object)| (key.clone(), object.clone())).collect();
+        self.history.retain(|change| change.version <= version);
+        self.compacted = self.compacted.min(version);
     }
 
     /// One page of at most `limit` objects, the first one or the one that starts at a token.

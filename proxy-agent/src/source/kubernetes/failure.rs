@@ -7,7 +7,7 @@ use kube::core::Status;
 /// Why a request or a watch came to nothing.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The API server has forgotten the version asked for (410 Gone): list again
+    /// The API server has forgotten the version asked for (410 Gone), or hasn't come to it: list again
     Expired,
     /// The API server answered with another error
     Refused(Box<Status>),
@@ -70,7 +70,13 @@ impl Failure {
 
 impl From<Box<Status>> for Failure {
     fn from(status: Box<Status>) -> Self {
-        if status.code == 410 {
+        // A version that the server hasn't come to: its data were replaced by older ones.
+        let causes = status.details.iter().flat_map(|details| &details.causes);
+        let is_ahead = causes
+            .into_iter()
+            .any(|cause| cause.reason == "ResourceVersionTooLarge")
+            || status.message.contains("Too large resource version");
+        if status.code == 410 || is_ahead {
             Self::Expired
         } else {
             Self::Refused(status)

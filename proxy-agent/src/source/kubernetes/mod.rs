@@ -27,6 +27,7 @@ use tokio::{
     time::timeout,
 };
 
+pub use self::watch::Tuning;
 use self::watch::{Selectors, Watch};
 use super::{Change, Event};
 
@@ -93,6 +94,7 @@ pub struct Kubernetes {
     client: Client,
     server: String,
     node_name: String,
+    tuning: Tuning,
 }
 
 impl Kubernetes {
@@ -120,12 +122,19 @@ impl Kubernetes {
                 client,
                 server,
                 node_name,
+                tuning: Tuning::DEFAULT,
             }),
             Err(error) => Err(ConfigError::Client {
                 server,
                 reason: first_line(&error),
             }),
         }
+    }
+
+    /// Asks as this says, in place of [`Tuning::DEFAULT`].
+    #[must_use]
+    pub fn with_tuning(self, tuning: Tuning) -> Self {
+        Self { tuning, ..self }
     }
 
     /// Lists everything there is, once.

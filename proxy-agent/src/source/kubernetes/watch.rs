@@ -18,7 +18,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use tokio::{
     sync::mpsc::{Sender, error::SendError},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::debug;
 
@@ -28,9 +28,6 @@ use crate::{
     source::{Change, Event},
 };
 
-/// Objects a page, as client-go asks for.
-const PAGE_SIZE: u32 = 500;
-
 /// An API server ends its own requests after 60 s; later no answer will come.
 const ANSWER_LIMIT: Duration = Duration::from_mins(1);
 
@@ -38,17 +35,46 @@ const ANSWER_LIMIT: Duration = Duration::from_mins(1);
 const WATCH_SECONDS: u32 = 290;
 
 /// API servers send a bookmark about every minute. A connection silent for longer may be dead without either end having
-/// said so (a failed-over load balancer, a rebooted host); resuming a live one costs a single request.
+/// said so (a failed-over load balancer, a rebooted host). Or the API server's data are older than what was told here (etcd
+/// restored from a snapshot): then it says nothing until its versions have come that far again. Only a list tells which.
 const SILENCE_LIMIT: Duration = Duration::from_secs(150);
 
-/// Pause before the next attempt: 0.1 s, doubled up to 15 s, and as much again at random so that the nodes of a cluster
-/// don't all come back to a restarted API server at once.
-const RETRY: ExponentialBuilder = ExponentialBuilder::new()
-    .with_min_delay(Duration::from_millis(100))
-    .with_max_delay(Duration::from_secs(15))
-    .with_factor(2.0)
-    .with_jitter()
-    .without_max_times();
+/// A watch that lived so long was no failed attempt: the next one begins without a pause to speak of.
+const STEADY: Duration = Duration::from_secs(1);
+
+/// How often an API server is asked, and for how much.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    /// Pauses between attempts begin at 0.1 s and are doubled up to this
+    pub longest_pause: Duration,
+    /// How long a list counts, however well the watch that follows it goes: one that lost an event doesn't know
+    pub list_again: Duration,
+    /// Objects a page of a list
+    pub page_size: u32,
+}
+
+impl Tuning {
+    /// The usual one.
+    pub const DEFAULT: Self = Self {
+        longest_pause: Duration::from_secs(15),
+        list_again: Duration::from_hours(4),
+        // As client-go asks for.
+        page_size: 500,
+    };
+
+    /// The pauses before further attempts. As much again at random, so that the nodes of a cluster don't all come back to a
+    /// restarted API server at once.
+    fn pauses(self) -> ExponentialBackoff {
+        let shortest = Duration::from_millis(100).min(self.longest_pause);
+        ExponentialBuilder::new()
+            .with_min_delay(shortest)
+            .with_max_delay(self.longest_pause)
+            .with_factor(2.0)
+            .with_jitter()
+            .without_max_times()
+            .build()
+    }
+}
 
 /// How often an API server that doesn't know a kind is asked whether it does by now: it may have been replaced by a newer
 /// one.
@@ -73,7 +99,11 @@ pub(super) struct Watch<K> {
     into_event: fn(Change<K>) -> Event,
     events: Sender<Event>,
     report: Report,
-    backoff: ExponentialBackoff,
+    tuning: Tuning,
+    /// Pauses after requests that failed
+    retries: ExponentialBackoff,
+    /// Pauses after watches that ended at once
+    restarts: ExponentialBackoff,
     /// Not every API server knows this kind
     is_optional: bool,
 }
@@ -95,7 +125,9 @@ where
             into_event,
             events: events.clone(),
             report: Report::new(format!("watch {}", K::plural(&())), events.clone()),
-            backoff: RETRY.build(),
+            tuning: source.tuning,
+            retries: source.tuning.pauses(),
+            restarts: source.tuning.pauses(),
             is_optional: false,
         }
     }
@@ -119,10 +151,11 @@ where
 
     /// Lists until a list is complete, tells it, and returns the version it shows.
     async fn list(&mut self) -> Result<String, Closed> {
-        let mut page_size = Some(PAGE_SIZE);
+        let mut page_size = Some(self.tuning.page_size);
         loop {
             let failure = match self.all_pages(page_size).await {
                 Ok(listed) => {
+                    self.retries = self.tuning.pauses();
                     self.report.listed(listed.unreadable).await?;
                     self.tell(Change::Replace(listed.objects)).await?;
                     return Ok(listed.version);
@@ -136,7 +169,7 @@ where
             if self.is_optional && failure.is_unknown_kind() {
                 self.report.listed(BTreeMap::new()).await?;
                 self.tell(Change::Replace(Vec::new())).await?;
-                self.pause(UNKNOWN_KIND_PAUSE).await;
+                sleep(UNKNOWN_KIND_PAUSE).await;
                 continue;
             }
             self.failed(&failure).await?;
@@ -190,8 +223,10 @@ where
         within(ANSWER_LIMIT, self.api.clone().into_client().request(request)).await
     }
 
-    /// Watches from a version on, over any number of connections, until the API server has forgotten the version, or
-    /// an optional kind.
+    /// Watches from a version on, over any number of connections, until only a list can tell what is: the API server has
+    /// forgotten the version, or never knew it, or doesn't know an optional kind; or it was away, after which its data may be
+    /// others under the same versions; or the list is old. One that is there and refuses, overloaded perhaps, isn't asked for
+    /// a list.
     async fn watch(&mut self, mut version: String) -> Result<(), Closed> {
         let params = WatchParams {
             label_selector: self.selectors.labels.clone(),
@@ -201,49 +236,80 @@ where
             send_initial_events: false,
         };
         let api = self.api.clone();
+        let listed = Instant::now();
         loop {
             let end = match within(ANSWER_LIMIT, api.watch(&params, &version)).await {
                 Ok(stream) => {
+                    self.retries = self.tuning.pauses();
                     self.report.working().await?;
-                    self.drain(stream, &mut version).await?
+                    let begun = Instant::now();
+                    let end = self.drain(stream, &mut version).await?;
+                    if begun.elapsed() >= STEADY {
+                        self.restarts = self.tuning.pauses();
+                    }
+                    end
                 }
                 Err(failure) => Some(failure),
             };
             match end {
-                None => self.pause(Duration::ZERO).await,
+                None if listed.elapsed() < self.tuning.list_again => self.pause_before_restart().await,
+                None => return Ok(()),
                 Some(Failure::Expired) => {
-                    debug!("{}: version {version} is forgotten, listing again", K::plural(&()));
-                    self.pause(Duration::ZERO).await;
+                    debug!("{}: version {version} can't be resumed, listing again", K::plural(&()));
+                    self.pause_before_restart().await;
                     return Ok(());
                 }
                 Some(failure) if self.is_optional && failure.is_unknown_kind() => return Ok(()),
-                Some(failure) => self.failed(&failure).await?,
+                Some(failure) => {
+                    self.failed(&failure).await?;
+                    if matches!(failure, Failure::Unreachable(_)) {
+                        return Ok(());
+                    }
+                }
             }
         }
     }
 
     /// Tells what one connection brings, and keeps `version` at the last that was told. Returns the failure the API server
-    /// ended it with. A lost connection is none yet: whether there is another shows when the watch is resumed.
+    /// ended it with. A lost connection is none yet: whether there is another shows when the watch is resumed. A version that
+    /// is not behind the last one was told before, or is another's: what else was, nobody knows.
     async fn drain(
         &mut self,
         stream: impl Stream<Item = kube::Result<WatchEvent<DeserializeGuard<K>>>>,
         version: &mut String,
     ) -> Result<Option<Failure>, Closed> {
         let mut stream = pin!(stream);
-        while let Ok(Some(event)) = timeout(SILENCE_LIMIT, stream.next()).await {
+        loop {
+            let event = match timeout(SILENCE_LIMIT, stream.next()).await {
+                Ok(Some(event)) => event,
+                Ok(None) => break,
+                Err(_) => return Ok(Some(Failure::Expired)),
+            };
             match event {
                 Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
                     let seen = object.resource_version();
+                    if is_behind(seen.as_deref(), version) {
+                        return Ok(Some(Failure::Expired));
+                    }
                     self.apply(object).await?;
                     advance(version, seen);
                 }
                 Ok(WatchEvent::Deleted(object)) => {
-                    let name = name_of(&object);
+                    let (name, seen) = (name_of(&object), object.resource_version());
+                    if is_behind(seen.as_deref(), version) {
+                        return Ok(Some(Failure::Expired));
+                    }
                     self.report.readable(&name).await?;
                     self.tell(Change::Delete(name)).await?;
-                    advance(version, object.resource_version());
+                    advance(version, seen);
                 }
-                Ok(WatchEvent::Bookmark(bookmark)) => advance(version, Some(bookmark.metadata.resource_version)),
+                Ok(WatchEvent::Bookmark(bookmark)) => {
+                    let seen = bookmark.metadata.resource_version;
+                    if is_behind(Some(&seen), version) {
+                        return Ok(Some(Failure::Expired));
+                    }
+                    advance(version, Some(seen));
+                }
                 Ok(WatchEvent::Error(status)) => return Ok(Some(status.into())),
                 Err(kube::Error::ReadEvents(error)) => {
                     debug!("watch {}: connection lost: {error}", K::plural(&()));
@@ -251,7 +317,7 @@ where
                 }
                 Err(error) => return Ok(Some(error.into())),
             }
-            self.backoff = RETRY.build();
+            self.restarts = self.tuning.pauses();
         }
         Ok(None)
     }
@@ -279,14 +345,17 @@ where
         self.report
             .failing(failure.reason(&K::plural(&()), &self.server))
             .await?;
-        self.pause(failure.retry_after()).await;
+        sleep(next(&mut self.retries).max(failure.retry_after())).await;
         Ok(())
     }
 
-    async fn pause(&mut self, at_least: Duration) {
-        let delay = self.backoff.next().expect("the number of retries has no limit");
-        sleep(delay.max(at_least)).await;
+    async fn pause_before_restart(&mut self) {
+        sleep(next(&mut self.restarts)).await;
     }
+}
+
+fn next(pauses: &mut ExponentialBackoff) -> Duration {
+    pauses.next().expect("the number of retries has no limit")
 }
 
 /// One page of a list. Its objects are read one by one, for the sake of those beside an unreadable one.
@@ -323,6 +392,16 @@ fn read<K: Resource<DynamicType = ()>>(object: DeserializeGuard<K>) -> Result<K,
     }
 }
 
+/// Whether a version is smaller than one that was told before. Versions are numbers that grow over all objects of a kind
+/// (Kubernetes enhancement 5504); those of a server that has others can't be compared.
+fn is_behind(seen: Option<&str>, told: &str) -> bool {
+    let number = |version: &str| version.parse::<u64>().ok();
+    match (seen.and_then(number), number(told)) {
+        (Some(seen), Some(told)) => seen < told,
+        _ => false,
+    }
+}
+
 /// Moves on to the version of what was told last. Without a version nothing is said about how far that was.
 fn advance(version: &mut String, seen: Option<String>) {
     if let Some(seen) = seen.filter(|seen| !seen.is_empty()) {
@@ -350,7 +429,7 @@ mod tests {
 
     use k8s_openapi::api::core::v1::Node;
     use kube::{Client, Config};
-    use tokio::{sync::mpsc, time::Instant};
+    use tokio::sync::mpsc;
 
     use super::*;
 
@@ -360,6 +439,7 @@ mod tests {
             client: Client::try_from(config).expect("a client"),
             server: String::new(),
             node_name: String::new(),
+            tuning: Tuning::DEFAULT,
         };
         Watch::new(&source, Selectors::default(), Event::Node, events)
     }
@@ -370,8 +450,7 @@ mod tests {
         let mut version = "7".to_owned();
         let start = Instant::now();
         let end = nowhere(&sender).drain(futures::stream::pending(), &mut version).await;
-        assert!(matches!(end, Ok(None)), "{end:?}");
-        assert_eq!(version, "7", "the next connection resumes there");
+        assert!(matches!(end, Ok(Some(Failure::Expired))), "a list follows: {end:?}");
         assert!(start.elapsed() >= SILENCE_LIMIT);
     }
 
@@ -383,7 +462,7 @@ mod tests {
 
     #[test]
     fn retries_begin_at_once_and_stay_within_half_a_minute() {
-        let delays: Vec<_> = RETRY.build().take(20).collect();
+        let delays: Vec<_> = Tuning::DEFAULT.pauses().take(20).collect();
         assert!(delays[0] <= Duration::from_millis(200), "{delays:?}");
         assert!(delays[19] >= Duration::from_secs(15), "{delays:?}");
         assert!(
