@@ -10,14 +10,15 @@ mod maps;
 mod outlined;
 mod settings;
 mod skb;
+mod socket;
 mod tables;
 mod xdp;
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INGRESS},
     helpers::generated::bpf_redirect,
-    macros::{classifier, xdp},
-    programs::{TcContext, XdpContext},
+    macros::{cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, TcContext, XdpContext},
 };
 use aya_log_ebpf::debug;
 use proxy_common::{
@@ -25,7 +26,12 @@ use proxy_common::{
     packet::{Family, V4, V6},
 };
 
-use crate::{hook::Hook, skb::Skb, tables::Maps};
+use crate::{
+    hook::Hook,
+    skb::Skb,
+    socket::{Call, hook4, hook6},
+    tables::Maps,
+};
 
 /// Continue with the next program, or with the stack (`TCX_NEXT`, `TC_ACT_UNSPEC`): other owners' programs still run.
 const NEXT: i32 = -1;
@@ -72,6 +78,32 @@ pub fn egress_l3(context: TcContext) -> i32 {
 #[xdp]
 pub fn forward(context: XdpContext) -> u32 {
     xdp::forward(&context)
+}
+
+/// Defines the hooks of both families for what a process does with its socket.
+macro_rules! socket_hooks {
+    ($($call:ident: $v4:ident, $v6:ident;)*) => {
+        $(
+            #[doc = "A process with an IPv4 socket, or one of IPv6 and an address `::ffff:a.b.c.d`."]
+            #[cgroup_sock_addr($v4)]
+            pub fn $v4(context: SockAddrContext) -> i32 {
+                hook4(context.sock_addr, Call::$call)
+            }
+
+            #[doc = "A process with an IPv6 socket."]
+            #[cgroup_sock_addr($v6)]
+            pub fn $v6(context: SockAddrContext) -> i32 {
+                hook6(context.sock_addr, Call::$call)
+            }
+        )*
+    };
+}
+
+socket_hooks! {
+    Connect: connect4, connect6;
+    Send: sendmsg4, sendmsg6;
+    Receive: recvmsg4, recvmsg6;
+    PeerName: getpeername4, getpeername6;
 }
 
 #[inline(always)]

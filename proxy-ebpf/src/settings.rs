@@ -1,10 +1,21 @@
 //! Read-only settings, set by the loader before the programs are verified: the verifier treats them as constants.
 
-use proxy_common::layout::{Settings, Timeouts};
+use proxy_common::layout::{Settings, SocketSettings, Timeouts};
 
 /// Overridden by the loader.
 #[unsafe(no_mangle)]
 static SETTINGS: Settings = Settings::DEFAULT;
+
+/// Overridden by the loader.
+#[unsafe(no_mangle)]
+static SOCKET_SETTINGS: SocketSettings = SocketSettings::DEFAULT;
+
+/// What the hooks of sockets are told.
+#[inline(always)]
+pub fn sockets() -> SocketSettings {
+    // SAFETY: a read of a valid static; volatile because the loader changes what the compiler saw.
+    unsafe { core::ptr::read_volatile(&raw const SOCKET_SETTINGS) }
+}
 
 /// Flow timeouts.
 #[inline(always)]

@@ -1,14 +1,17 @@
 //! The maps of one address family as the datapath's tables.
 
+use core::arch::asm;
+
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     btf_maps::lpm_trie::Key,
 };
 use proxy_common::{
-    datapath::{FlowHandle, InsertError, InsertMode, PacketCopy, Reason, Scratch, Tables},
+    datapath::{FlowHandle, InsertError, InsertMode, PacketCopy, Reason, Scratch, Tables, socket::SocketTables},
     layout::{
         AffinityKey, AffinityValue, Backend, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment, HeldKey,
-        Member, MemberKey, Range, ServiceKey, ServiceValue, SlotKey, Source, SourceKey, filter_bit,
+        Member, MemberKey, Range, ServiceKey, ServiceValue, SlotKey, SocketKey, SocketValue, Source, SourceKey,
+        filter_bit,
     },
     packet::{Family as _, V4, V6},
 };
@@ -66,10 +69,60 @@ impl<A: Copy> FlowHandle<A> for Flow<A> {
 /// The tables of a family.
 pub struct Maps<F>(pub F);
 
+/// Adds one to a counter of this CPU. Unlike a packet's program, a process's may be interrupted in the middle, by a packet
+/// that is counted: so it is one instruction.
+#[inline(always)]
+fn increment(counter: *mut u64) {
+    // SAFETY: the caller's counter is an aligned word of a map's memory, which outlives the program.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({counter} + 0) += {one}",
+            counter = in(reg) counter, one = in(reg) 1_u64, options(nostack, preserves_flags)
+        );
+    }
+}
+
 /// Implements the tables over the maps of one family.
 macro_rules! tables {
     ($family:ty, $address:ty, $addresses:ident, $sources:ident, $services:ident, $slots:ident,
-     $affinity:ident, $members:ident, $flows:ident, $previous:ident, $fragments:ident, $scratch:ident) => {
+     $affinity:ident, $members:ident, $flows:ident, $previous:ident, $fragments:ident, $scratch:ident, $sockets:ident) => {
+        impl SocketTables<$address> for Maps<$family> {
+            #[inline(always)]
+            fn socket(&self, key: &SocketKey<$address>, value: &mut SocketValue<$address>) -> bool {
+                let found = maps::$sockets.get_ptr(key);
+                // SAFETY: copied out at once, under RCU.
+                found.inspect(|found| unsafe { found.copy_to_nonoverlapping(value, 1) }).is_some()
+            }
+
+            #[inline(always)]
+            fn set_socket(&self, key: &SocketKey<$address>, value: &SocketValue<$address>) {
+                // Fails only when the kernel has no memory at all; the process then sees the backend.
+                let _ = maps::$sockets.insert(key, value, BPF_ANY.into());
+            }
+
+            #[inline(always)]
+            fn remove_socket(&self, key: &SocketKey<$address>) {
+                // It is hardly ever there.
+                let _ = maps::$sockets.remove(key);
+            }
+
+            #[inline(always)]
+            fn count_refused(&self, reason: Reason) {
+                if let Some(counter) = maps::REASON_COUNTS.get_ptr_mut(reason as u32) {
+                    // SAFETY: only the field's address is taken.
+                    increment(unsafe { &raw mut (*counter).packets });
+                }
+            }
+
+            #[inline(always)]
+            fn count_connection(&self, service: u32) {
+                if let Some(counter) = maps::SERVICE_COUNTS.get_ptr_mut(service) {
+                    // SAFETY: as above.
+                    increment(unsafe { &raw mut (*counter).connections });
+                }
+            }
+        }
+
         impl Tables<$address> for Maps<$family> {
             type Flow = Flow<$address>;
 
@@ -305,7 +358,8 @@ tables!(
     FLOWS_V4,
     PREVIOUS_V4,
     FRAGMENTS_V4,
-    SCRATCH_V4
+    SCRATCH_V4,
+    SOCKETS_V4
 );
 tables!(
     V6,
@@ -319,5 +373,6 @@ tables!(
     FLOWS_V6,
     PREVIOUS_V6,
     FRAGMENTS_V6,
-    SCRATCH_V6
+    SCRATCH_V6,
+    SOCKETS_V6
 );

@@ -18,13 +18,39 @@ pub fn find<A: AddressBytes, T: Tables<A>>(
     key: &FlowKey<A>,
     service: &mut ServiceValue,
 ) -> Result<(), Reason> {
+    find_at(tables, key, address_flags::NODE_PORTS, service)
+}
+
+/// Finds the frontend that a process of the host means by the destination of `key`: to it, loopback addresses are the node's
+/// as well (behaviour.md 3.7), which no packet at an edge is to.
+///
+/// # Errors
+/// As [`find`].
+#[inline(never)]
+pub fn find_for_process<A: AddressBytes, T: Tables<A>>(
+    tables: &T,
+    key: &FlowKey<A>,
+    service: &mut ServiceValue,
+) -> Result<(), Reason> {
+    let served = address_flags::NODE_PORTS | address_flags::LOOPBACK_NODE_PORTS;
+    find_at(tables, key, served, service)
+}
+
+/// [`find`], with nodePorts on addresses that have one of the flags `served`.
+#[inline(always)]
+fn find_at<A: AddressBytes, T: Tables<A>>(
+    tables: &T,
+    key: &FlowKey<A>,
+    served: u32,
+    service: &mut ServiceValue,
+) -> Result<(), Reason> {
     if key.protocol != NO_PORTS {
         let exact = ServiceKey::new(key.destination, key.destination_port, key.protocol);
         if tables.service(&exact, service) {
             return Ok(());
         }
         let own = tables.address_flags(&key.destination);
-        if own & address_flags::NODE_PORTS != 0 {
+        if own & served != 0 {
             let node_port = ServiceKey::new(A::default(), key.destination_port, key.protocol);
             if tables.service(&node_port, service) {
                 return Ok(());

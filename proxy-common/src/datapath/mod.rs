@@ -18,6 +18,7 @@ mod own;
 mod reject;
 mod reserve;
 mod select;
+pub mod socket;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -29,7 +30,7 @@ pub use edge::{egress, ingress};
 pub use first::choose;
 pub use forward::{Crossing, Forwarding, Hop, Routes, forward};
 pub use fragment::send_held;
-pub use frontend::{NO_PORTS, find as find_frontend};
+pub use frontend::{NO_PORTS, find as find_frontend, find_for_process};
 pub use host::judge_host_packet;
 pub use icmp_error::icmp_error;
 pub use reject::reject;

@@ -2,6 +2,10 @@
 
 use super::plain;
 
+/// Key of the host itself, which no interface has: its masquerade addresses are those that the kernel takes for packets of
+/// the node's processes to other machines.
+pub const HOST_DEVICE: u32 = 0;
+
 /// What the datapath must know of an edge.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -39,6 +43,8 @@ pub mod device_flags {
     /// The node is being taken over from kube-proxy: packets from the midst of a connection that no flow knows may be of one
     /// that conntrack translates, and are left to it
     pub const TAKING_OVER: u32 = 4;
+    /// Of the entry [`super::HOST_DEVICE`]: sockets of pods are served, too
+    pub const POD_SOCKETS: u32 = 8;
     /// All bits of an [`super::express`]
     pub const EXPRESS_MASK: u32 = 0xf << EXPRESS_SHIFT;
     /// Position of the [`super::express`]

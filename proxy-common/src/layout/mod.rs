@@ -24,7 +24,7 @@ mod source;
 
 pub use affinity::{AffinityKey, AffinityValue, CLUSTER_LIST, LOCAL_LIST, Member, MemberKey};
 pub use counter::{Counter, ServiceCounter};
-pub use device::{Device, device_flags, express, role};
+pub use device::{Device, HOST_DEVICE, device_flags, express, role};
 pub use filter::{FILTER_WORDS, filter_bit};
 pub use flow::{EGRESS, FlowKey, FlowValue, INGRESS, flow_flags, history};
 pub use fragment::{FragmentKey, FragmentValue, HELD_BYTES, HeldFragment, HeldKey, fate};
@@ -32,7 +32,7 @@ pub use node::{MAX_SERVICE_RANGES, Range, ServiceRanges, address_flags};
 pub use service::{AFFINITY_NONE, ServiceKey, ServiceName, ServiceValue, frontend_kind, service_flags};
 pub use settings::{Settings, TICK_SHIFT, Timeouts};
 pub use slot::{Backend, SlotKey};
-pub use socket::{SocketKey, SocketValue, TO_BACKEND, TO_FRONTEND, socket_flags};
+pub use socket::{SocketKey, SocketSettings, SocketValue, TO_BACKEND, TO_FRONTEND, socket_flags};
 pub use source::{LOCAL_PODS, Source, SourceKey};
 
 /// Version of all layouts together; part of the pin directory's name.

@@ -8,6 +8,8 @@ pub mod address_flags {
     pub const LOCAL: u32 = 1;
     /// nodePorts are served on it (behaviour.md 3.6)
     pub const NODE_PORTS: u32 = 2;
+    /// nodePorts are served on it to processes of the host only: it is a loopback one (behaviour.md 3.7)
+    pub const LOOPBACK_NODE_PORTS: u32 = 4;
 }
 
 /// How many ranges of a family `service_ranges` holds.

@@ -70,7 +70,29 @@ impl<A: AddressBytes> SocketKey<A> {
     }
 }
 
+/// What the loader tells the hooks of sockets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketSettings {
+    /// Cookie of the host's network namespace (`SO_NETNS_COOKIE`)
+    pub host_netns: u64,
+    /// 1 if sockets in other network namespaces are served, too
+    pub pods: u32,
+    /// 1 if the kernel has `bpf_set_retval` (Linux 5.18), so that what is refused fails with `ECONNREFUSED`; else `EPERM`
+    pub set_error: u32,
+}
+
+impl SocketSettings {
+    /// What programs run with when the loader says nothing: no network namespace has the cookie 0.
+    pub const DEFAULT: Self = Self {
+        host_netns: 0,
+        pods: 0,
+        set_error: 0,
+    };
+}
+
 plain! {
+    SocketSettings = 16;
     SocketKey<[u8; 4]> = 16;
     SocketKey<[u8; 16]> = 28;
     SocketValue<[u8; 4]> = 16;

@@ -17,6 +17,7 @@ mod policy;
 mod reject;
 mod sctp;
 mod segment;
+mod sockets;
 mod takeover;
 mod world;
 

@@ -9,12 +9,13 @@ use std::{
 use super::segment::{Endpoint, Segment, TestFamily, assert_checksums, endpoints};
 use crate::{
     datapath::{
-        Environment, FlowHandle, InsertError, InsertMode, PacketCopy, Reason, Scratch, Tables, Verdict, egress, ingress,
+        Environment, FlowHandle, InsertError, InsertMode, PacketCopy, Reason, Scratch, Tables, Verdict, egress,
+        ingress, socket::SocketTables,
     },
     layout::{
         AddressBytes, AffinityKey, AffinityValue, Backend, Counter, EGRESS, FlowKey, FlowValue, FragmentKey,
         FragmentValue, HeldFragment, HeldKey, INGRESS, Member, MemberKey, ServiceCounter, ServiceKey, ServiceValue,
-        SlotKey, TICK_SHIFT, Timeouts,
+        SlotKey, SocketKey, SocketValue, TICK_SHIFT, Timeouts,
     },
     packet::{BufferPacket, SCTP, TCP, UDP},
 };
@@ -52,6 +53,9 @@ type Flows<A> = Rc<RefCell<HashMap<FlowKey<A>, FlowValue<A>>>>;
 /// Endpoints that clients used last.
 type Affinities<A> = HashMap<AffinityKey<A>, AffinityValue<A>>;
 
+/// What stands in place of addresses to sockets.
+type Remembered<A> = HashMap<SocketKey<A>, SocketValue<A>>;
+
 /// What becomes of fragments, by what those of a packet share.
 type Fragments<A> = HashMap<FragmentKey<A>, FragmentValue<A>>;
 
@@ -83,6 +87,8 @@ pub(super) struct World<F: TestFamily> {
     pub(super) device_flags: Cell<u32>,
     /// Flags of devices that have others
     pub(super) flags_of: RefCell<HashMap<u32, u32>>,
+    /// What sockets are connected to or send to
+    pub(super) remembered: RefCell<Remembered<F::Address>>,
     /// Keys of packets that sockets of the node get
     sockets: HashSet<FlowKey<F::Address>>,
     frontends: HashSet<F::Address>,
@@ -141,6 +147,7 @@ impl<F: TestFamily> World<F> {
             service_addresses: HashSet::new(),
             device_flags: Cell::new(0),
             flags_of: RefCell::default(),
+            remembered: RefCell::default(),
             sockets: HashSet::new(),
             frontends: HashSet::new(),
             backends: HashSet::new(),
@@ -498,6 +505,30 @@ impl<F: TestFamily> Tables<F::Address> for World<F> {
         counter.connections += u64::from(connections);
         counter.packets += 1;
         counter.bytes += u64::from(bytes);
+    }
+}
+
+impl<F: TestFamily> SocketTables<F::Address> for World<F> {
+    fn socket(&self, key: &SocketKey<F::Address>, value: &mut SocketValue<F::Address>) -> bool {
+        let remembered = self.remembered.borrow();
+        let found = remembered.get(key);
+        found.inspect(|found| *value = **found).is_some()
+    }
+
+    fn set_socket(&self, key: &SocketKey<F::Address>, value: &SocketValue<F::Address>) {
+        self.remembered.borrow_mut().insert(*key, *value);
+    }
+
+    fn remove_socket(&self, key: &SocketKey<F::Address>) {
+        self.remembered.borrow_mut().remove(key);
+    }
+
+    fn count_refused(&self, reason: Reason) {
+        self.reasons.borrow_mut().entry(reason).or_default().packets += 1;
+    }
+
+    fn count_connection(&self, service: u32) {
+        self.counts.borrow_mut().entry(service).or_default().connections += 1;
     }
 }
 
