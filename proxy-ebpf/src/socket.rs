@@ -7,9 +7,9 @@ use aya_ebpf::{
 use proxy_common::{
     datapath::{
         Reason, Verdict,
-        socket::{self, Socket},
+        socket::{self, Socket, SocketTables},
     },
-    packet::{TCP, UDP, V4, V6},
+    packet::{Family, TCP, UDP, V4, V6},
 };
 
 use crate::{environment::Kernel, settings, tables::Maps};
@@ -33,17 +33,15 @@ pub enum Call {
     PeerName,
 }
 
-/// A socket at a hook of IPv4.
-struct Socket4 {
+/// A socket at a hook of IPv4. With `SENDING` its source may be one that was given with the datagram.
+struct Socket4<const SENDING: bool> {
     context: *mut bpf_sock_addr,
-    call: Call,
     is_host: bool,
 }
 
-/// A socket at a hook of IPv6.
-struct Socket6 {
+/// A socket at a hook of IPv6, likewise.
+struct Socket6<const SENDING: bool> {
     context: *mut bpf_sock_addr,
-    call: Call,
     is_host: bool,
 }
 
@@ -128,12 +126,12 @@ fn set_port(context: *mut bpf_sock_addr, port: u16) {
     set_field!(context, u32::from(port.to_be()), user_port);
 }
 
-impl Socket<[u8; 4]> for Socket4 {
+impl<const SENDING: bool> Socket<[u8; 4]> for Socket4<SENDING> {
     common!();
 
     #[inline(always)]
     fn source(&self) -> [u8; 4] {
-        let source = if self.call == Call::Send {
+        let source = if SENDING {
             field!(self.context, msg_src_ip4)
         } else {
             bound4(self.context)
@@ -153,12 +151,12 @@ impl Socket<[u8; 4]> for Socket4 {
     }
 }
 
-impl Socket<[u8; 16]> for Socket6 {
+impl<const SENDING: bool> Socket<[u8; 16]> for Socket6<SENDING> {
     common!();
 
     #[inline(always)]
     fn source(&self) -> [u8; 16] {
-        if self.call == Call::Send {
+        if SENDING {
             address6!(self.context, msg_src_ip6)
         } else {
             let socket = field!(self.context, __bindgen_anon_1.sk);
@@ -214,8 +212,11 @@ pub fn hook4(context: *mut bpf_sock_addr, call: Call) -> i32 {
     let Some(is_host) = scope(context) else {
         return ALLOW;
     };
-    let socket = Socket4 { context, call, is_host };
-    run4(socket, call)
+    if call == Call::Send {
+        let mut socket = Socket4::<true> { context, is_host };
+        return verdict(socket::send(&mut socket, &Maps(V4), &environment(context)));
+    }
+    run::<V4, _>(V4, Socket4::<false> { context, is_host }, context, call)
 }
 
 /// A hook of IPv6.
@@ -224,50 +225,32 @@ pub fn hook6(context: *mut bpf_sock_addr, call: Call) -> i32 {
     let Some(is_host) = scope(context) else {
         return ALLOW;
     };
+    if call == Call::Send {
+        let mut socket = Socket6::<true> { context, is_host };
+        return verdict(socket::send(&mut socket, &Maps(V6), &environment(context)));
+    }
     let prefix = field!(context, user_ip6[0]) | field!(context, user_ip6[1]);
-    if call != Call::Send && prefix == 0 && field!(context, user_ip6[2]) == MAPPED_PREFIX {
-        return run4(MappedSocket { context, is_host }, call);
+    if prefix == 0 && field!(context, user_ip6[2]) == MAPPED_PREFIX {
+        run::<V4, _>(V4, MappedSocket { context, is_host }, context, call)
+    } else {
+        run::<V6, _>(V6, Socket6::<false> { context, is_host }, context, call)
     }
-    let (mut socket, environment) = (Socket6 { context, call, is_host }, environment(context));
-    let reason = match call {
-        Call::Connect => socket::connect(&mut socket, &Maps(V6), &environment),
-        Call::Send => socket::send(&mut socket, &Maps(V6), &environment),
-        Call::Receive => socket::receive(&mut socket, &Maps(V6), &environment),
-        Call::PeerName => socket::peer_name(&mut socket, &Maps(V6)),
-    };
-    verdict(reason, call)
 }
 
-/// A hook that knows an IPv4 address.
+/// What isn't sending.
 #[inline(always)]
-fn run4<S: Socket<[u8; 4]> + HasContext>(mut socket: S, call: Call) -> i32 {
-    let environment = environment(socket.context());
-    let reason = match call {
-        Call::Connect => socket::connect(&mut socket, &Maps(V4), &environment),
-        Call::Send => socket::send(&mut socket, &Maps(V4), &environment),
-        Call::Receive => socket::receive(&mut socket, &Maps(V4), &environment),
-        Call::PeerName => socket::peer_name(&mut socket, &Maps(V4)),
+fn run<F: Family, S: Socket<F::Address>>(family: F, mut socket: S, context: *mut bpf_sock_addr, call: Call) -> i32
+where
+    Maps<F>: SocketTables<F::Address>,
+{
+    let (tables, environment) = (Maps(family), environment(context));
+    match call {
+        Call::Connect => return verdict(socket::connect(&mut socket, &tables, &environment)),
+        Call::Receive => socket::receive(&mut socket, &tables, &environment),
+        Call::Send | Call::PeerName => socket::peer_name(&mut socket, &tables),
     };
-    verdict(reason, call)
-}
-
-/// What is at a hook, whatever the form of its address.
-trait HasContext {
-    fn context(&self) -> *mut bpf_sock_addr;
-}
-
-impl HasContext for Socket4 {
-    #[inline(always)]
-    fn context(&self) -> *mut bpf_sock_addr {
-        self.context
-    }
-}
-
-impl HasContext for MappedSocket {
-    #[inline(always)]
-    fn context(&self) -> *mut bpf_sock_addr {
-        self.context
-    }
+    // Neither of these may refuse.
+    ALLOW
 }
 
 #[inline(always)]
@@ -292,9 +275,8 @@ fn scope(context: *mut bpf_sock_addr) -> Option<bool> {
 
 /// What the kernel is told.
 #[inline(always)]
-fn verdict(reason: Reason, call: Call) -> i32 {
-    // Only these two hooks may refuse.
-    if !matches!(call, Call::Connect | Call::Send) || reason.verdict() != Verdict::Reject {
+fn verdict(reason: Reason) -> i32 {
+    if reason.verdict() != Verdict::Reject {
         return ALLOW;
     }
     if settings::sockets().set_error != 0 {
