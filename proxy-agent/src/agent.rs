@@ -20,7 +20,7 @@ use crate::{
     config::ProxyConfig,
     dataplane::{
         self, Dataplane,
-        edge::{Class, EdgePolicy, Network, Role, WhyNot, classes, edges, unserved},
+        edge::{Class, EdgePolicy, Network, Role, WhyNot, classes, edges, host_addresses, unserved},
         network::NetworkWatch,
     },
     model::{Changes, Model, Problem, ServiceView},
@@ -213,6 +213,8 @@ impl Agent {
             Ok(network) => {
                 self.tell_classes(classes(&network, &self.edges));
                 let edges = edges(&network, &self.edges);
+                let (v4, v6) = host_addresses(&network, &self.edges);
+                self.dataplane.set_host_addresses(v4, v6);
                 self.dataplane.set_edges(&edges, dataplane::now());
                 self.network = network;
                 None

@@ -16,7 +16,7 @@ use crate::{
     agent::{Agent, Ending},
     config::LocalTraffic,
     dataplane::{
-        self, Dataplane, LogLevel, Method, Options,
+        self, Dataplane, LogLevel, Method, Options, cgroup,
         edge::{EdgePolicy, InterfaceMatch},
         pin::{DEFAULT_PIN_DIRECTORY, PinDirectory},
         xdp,
@@ -69,6 +69,15 @@ pub(crate) struct RunArgs {
     /// or generic, for all devices or by name pattern; may be repeated. Such packets bypass netfilter [default: off]
     #[arg(long, value_name = "[PATTERN=]MODE")]
     xdp: Vec<xdp::Rule>,
+
+    /// Whose connections and datagrams to Services are translated before there is a packet: those of the host's processes, of
+    /// all, or nobody's
+    #[arg(long, value_enum, default_value_t = cgroup::Mode::Host)]
+    socket_lb: cgroup::Mode,
+
+    /// Directory of the cgroup (version 2) whose processes --socket-lb is about [default: the root, wherever it is mounted]
+    #[arg(long, value_name = "DIR")]
+    cgroup: Option<PathBuf>,
 
     /// What the programs in the kernel log: every packet they refuse, or nothing
     #[arg(long, value_enum, default_value_t = LogLevel::Off)]
@@ -140,6 +149,10 @@ impl RunArgs {
         let mut options = Options::new(self.pin_dir.clone());
         options.attach = self.attach;
         options.log = self.program_log;
+        options.sockets = cgroup::Policy {
+            mode: self.socket_lb,
+            cgroup: self.cgroup.clone(),
+        };
         options.xdp = xdp::Policy(self.xdp.clone());
         if let Some(entries) = self.flow_table_size {
             for table in ["flows_v4", "flows_v6"] {

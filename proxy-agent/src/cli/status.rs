@@ -12,6 +12,7 @@ use super::{
     verify::{self, Verification},
 };
 use crate::dataplane::{
+    cgroup::{Mode, SocketHook},
     inspect::{self, Status},
     kube_proxy::ADVICE,
 };
@@ -72,6 +73,18 @@ fn text(status: &Status) -> String {
         (true, None) => "running".to_owned(),
         (false, _) => "not running; what is pinned goes on forwarding".to_owned(),
     };
+    let sockets = &status.sockets;
+    let hooks = |hooks: &[SocketHook]| hooks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let at = sockets.cgroup.as_deref().unwrap_or_default();
+    let whose = match sockets.mode {
+        Mode::All => "the host and pods",
+        Mode::Host | Mode::Off => "the host",
+    };
+    let attached = match (sockets.attached.is_empty(), sockets.missing.is_empty()) {
+        (true, _) => "not served".to_owned(),
+        (false, true) => format!("served at {at}, of {whose}"),
+        (false, false) => format!("served at {at}, of {whose}, without {}", hooks(&sockets.missing)),
+    };
     let mut devices = table([
         "DEVICE",
         "INDEX",
@@ -121,7 +134,8 @@ fn text(status: &Status) -> String {
     }
     let kube_proxy = kube_proxy(status);
     format!(
-        "Pin directory: {} (layout version {})\nAgent: {agent}\n{kube_proxy}\n{devices}\n\n{fills}\n\n{reasons}",
+        "Pin directory: {} (layout version {})\nAgent: {agent}\nSockets of processes: {attached}\n{kube_proxy}\n{devices}\n\n\
+         {fills}\n\n{reasons}",
         status.pin_directory.display(),
         status.layout_version,
     )

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use aya::programs::ProgramError;
 
 use super::{
-    clsact,
+    cgroup, clsact,
     edge::Edge,
     hook::Hook,
     object::{Programs, os_error},
@@ -95,7 +95,7 @@ impl Attacher {
     fn prune(&mut self, wanted: &BTreeMap<u32, Edge>) -> Result<()> {
         for path in pin::entries(&self.pin.links())?
             .into_iter()
-            .filter(|path| !xdp::is_pin(path))
+            .filter(|path| !xdp::is_pin(path) && !cgroup::is_pin(path))
         {
             let index = pin::index_of(&path);
             if self.method == Method::Clsact || index.is_none_or(|index| !wanted.contains_key(&index)) {

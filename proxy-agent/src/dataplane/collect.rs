@@ -8,7 +8,7 @@ use std::{
 
 use proxy_common::{
     datapath::flow,
-    layout::{FlowKey, FlowValue, INGRESS, TICK_SHIFT, Timeouts},
+    layout::{FlowKey, FlowValue, INGRESS, SocketKey, SocketValue, TICK_SHIFT, Timeouts},
 };
 
 use super::{
@@ -39,6 +39,8 @@ pub struct FlowUsage {
 pub struct Collector {
     v4: BoxedTable<FlowKey<[u8; 4]>, FlowValue<[u8; 4]>>,
     v6: BoxedTable<FlowKey<[u8; 16]>, FlowValue<[u8; 16]>>,
+    sockets_v4: BoxedTable<SocketKey<[u8; 4]>, SocketValue<[u8; 4]>>,
+    sockets_v6: BoxedTable<SocketKey<[u8; 16]>, SocketValue<[u8; 16]>>,
     timeouts: Timeouts,
 }
 
@@ -48,6 +50,8 @@ impl Collector {
         Self {
             v4: tables.v4.flows,
             v6: tables.v6.flows,
+            sockets_v4: tables.v4.sockets,
+            sockets_v6: tables.v6.sockets,
             timeouts,
         }
     }
@@ -70,7 +74,9 @@ impl Collector {
     /// their clients fall silent (behaviour.md 7.2 has no more to offer, either).
     fn purge(&mut self, serving: &Serving) {
         let removed = stale::remove(&mut *self.v4, serving)
-            .and_then(|removed| Ok(removed + stale::remove(&mut *self.v6, serving)?));
+            .and_then(|removed| Ok(removed + stale::remove(&mut *self.v6, serving)?))
+            .and_then(|removed| Ok(removed + stale::remove_unconnected(&mut *self.sockets_v4, serving)?))
+            .and_then(|removed| Ok(removed + stale::remove_unconnected(&mut *self.sockets_v6, serving)?));
         match removed {
             Ok(0) => {}
             Ok(removed) => tracing::debug!(removed, "flow entries of endpoints that serve no more removed"),

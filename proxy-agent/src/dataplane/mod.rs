@@ -6,6 +6,7 @@
 pub mod address;
 mod attach;
 pub mod audit;
+pub mod cgroup;
 pub mod cleanup;
 mod clsact;
 pub mod collect;
@@ -33,13 +34,18 @@ mod takeover;
 mod tcx;
 pub mod xdp;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
-use proxy_common::layout::{TICK_SHIFT, Timeouts, device_flags};
+use proxy_common::layout::{Device, HOST_DEVICE, TICK_SHIFT, Timeouts, device_flags};
 
 use self::{
     attach::Attacher,
+    cgroup::SocketAttacher,
     collect::{Collection, Collector},
     edge::Edge,
     generation::{Generation, Previous, handover::Handover},
@@ -66,6 +72,8 @@ pub struct Options {
     pub attach: Method,
     /// Which uplinks get XDP, and how
     pub xdp: xdp::Policy,
+    /// Whose sockets are served, and where
+    pub sockets: cgroup::Policy,
     /// Number of entries of tables, by name
     pub table_sizes: BTreeMap<String, u32>,
     /// Flow timeouts
@@ -83,6 +91,7 @@ impl Options {
             pin,
             attach: Method::default(),
             xdp: xdp::Policy::default(),
+            sockets: cgroup::Policy::default(),
             table_sizes: BTreeMap::new(),
             timeouts: Timeouts::DEFAULT,
             collect_interval: Duration::from_secs(10),
@@ -99,12 +108,16 @@ pub struct Dataplane {
     handover: Option<Handover>,
     attacher: Attacher,
     express: ExpressAttacher,
+    sockets: SocketAttacher,
     programmer: Programmer,
     collection: Collection,
     takeover: Takeover,
     /// What was asked for last
     edges: BTreeMap<u32, Edge>,
+    /// What the host itself sends from
+    host: Device,
     device_problems: Vec<Problem>,
+    socket_problems: Vec<Problem>,
     handover_problem: Option<Problem>,
     /// All that is to be served has been written once
     complete: bool,
@@ -147,10 +160,13 @@ impl Dataplane {
             )?,
             takeover: Takeover::new(kernel::open(&options.pin)?),
             express: ExpressAttacher::new(options.pin.clone(), options.xdp.clone()),
+            sockets: SocketAttacher::new(options.pin.clone(), options.sockets.clone()),
             attacher: Attacher::new(options.pin.clone(), options.attach),
             options,
             edges: BTreeMap::new(),
+            host: Device::default(),
             device_problems: Vec::new(),
+            socket_problems: Vec::new(),
             handover_problem: None,
             complete: false,
             _lock: lock,
@@ -209,6 +225,12 @@ impl Dataplane {
         self.advance_handover(now);
     }
 
+    /// Says which addresses packets of the host's processes have that go to other machines; goes with the next
+    /// [`Self::set_edges`].
+    pub fn set_host_addresses(&mut self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) {
+        self.host = edge::host_device(v4, v6);
+    }
+
     /// Serves these edges (see [`edge::edges`]), by interface index, and no others.
     pub fn set_edges(&mut self, edges: &BTreeMap<u32, Edge>, now: Duration) {
         self.edges.clone_from(edges);
@@ -225,12 +247,17 @@ impl Dataplane {
         failed.extend(express_failed);
         self.device_problems = failed
             .into_iter()
-            .map(|(name, error)| Problem {
-                object: format!("device {name}"),
-                field: String::new(),
-                reason: format!("{error:#}"),
-            })
+            .map(|(name, error)| problem(format!("device {name}"), &error))
             .collect();
+        self.sync_sockets();
+    }
+
+    /// Those of a previous generation stay until this one decides on packets: they have no other program to leave anything to.
+    fn sync_sockets(&mut self) {
+        if !self.handover.as_ref().is_some_and(Handover::follows) {
+            let failed = self.sockets.sync(&mut self.programs).into_iter();
+            self.socket_problems = failed.map(|(object, error)| problem(object, &error)).collect();
+        }
     }
 
     fn write_devices(&mut self, states: &BTreeMap<u32, Express>, now: Duration) {
@@ -242,7 +269,10 @@ impl Dataplane {
             }
             (index, device)
         };
-        let devices = self.edges.iter().map(entry).collect();
+        let mut host = self.host;
+        host.flags = self.sockets.device_flags();
+        let host = (HOST_DEVICE, host);
+        let devices = self.edges.iter().map(entry).chain([host]).collect();
         self.programmer.set_devices(&devices, now);
     }
 
@@ -256,6 +286,8 @@ impl Dataplane {
         self.purge();
         if !self.device_problems.is_empty() {
             self.sync_edges(now);
+        } else if !self.socket_problems.is_empty() {
+            self.sync_sockets();
         }
         self.advance_handover(now);
         match self.collection.poll(now) {
@@ -276,7 +308,7 @@ impl Dataplane {
     /// What is not as it should be, and is being tried again.
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = self.programmer.problems();
-        problems.extend(self.device_problems.iter().cloned());
+        problems.extend(self.device_problems.iter().chain(&self.socket_problems).cloned());
         problems.extend(self.handover_problem.clone());
         problems.extend(self.takeover.problems());
         problems
@@ -302,7 +334,12 @@ impl Dataplane {
                 return Ok(());
             }
             handover.lead(&mut self.programmer, now)?;
+            self.sync_sockets();
+            self.handover.iter().try_for_each(Handover::carry_sockets)?;
         }
+        let Some(handover) = &mut self.handover else {
+            return Ok(());
+        };
         if !handover.advance(now)? {
             return Ok(());
         }
@@ -321,11 +358,20 @@ impl Dataplane {
     }
 }
 
+fn problem(object: String, error: &anyhow::Error) -> Problem {
+    Problem {
+        object,
+        field: String::new(),
+        reason: format!("{error:#}"),
+    }
+}
+
 fn load(options: &Options, previous: Option<&Generation>) -> Result<Programs> {
     let mut programs = Programs::load(
         &options.pin,
         &options.table_sizes,
         options.timeouts,
+        options.sockets.mode,
         options.log,
         previous,
     )?;

@@ -14,13 +14,19 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
-    route::{RouteAttribute, RouteMessage, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
     tc::TcHandle,
 };
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, sys::SocketAddr};
 use tokio::task::JoinHandle;
 
 use super::edge::{Framing, Link, LinkAddress, LinkKind, Network};
+
+/// Addresses that nothing is said about: of the ranges for documentation (RFC 5737, RFC 3849), which nobody has.
+const ELSEWHERE: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0xffff, 0, 0, 0, 1)),
+];
 
 /// A watch on the devices of the network namespace it was opened in.
 pub struct NetworkWatch {
@@ -103,6 +109,8 @@ impl NetworkWatch {
             let defaults = routes.iter().filter(|route| is_default(route));
             network.default_routes.extend(defaults.flat_map(devices_of_route));
         }
+        let elsewhere = self.routes_to(&BTreeSet::from(ELSEWHERE)).await?;
+        network.sources = elsewhere.values().filter_map(source_of_route).collect();
         Ok(network)
     }
 
@@ -112,7 +120,14 @@ impl NetworkWatch {
     /// # Errors
     /// If the kernel doesn't tell.
     pub async fn ways_to(&self, addresses: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, u32>> {
-        let mut ways = BTreeMap::new();
+        let routes = self.routes_to(addresses).await?;
+        let device = |(address, route): (IpAddr, RouteMessage)| Some((address, *devices_of_route(&route).first()?));
+        Ok(routes.into_iter().filter_map(device).collect())
+    }
+
+    /// The route that this node takes to each of these addresses; without those that it has no way to, and its own.
+    async fn routes_to(&self, addresses: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, RouteMessage>> {
+        let mut taken = BTreeMap::new();
         for &address in addresses {
             let request = match address {
                 IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new()
@@ -129,12 +144,12 @@ impl NetworkWatch {
                 Err(rtnetlink::Error::NetlinkError(_)) => continue,
                 Err(error) => return Err(error).with_context(|| format!("cannot look up the route to {address}")),
             };
-            let unicast = routes.iter().find(|route| route.header.kind == RouteType::Unicast);
-            if let Some(device) = unicast.and_then(|route| devices_of_route(route).first().copied()) {
-                ways.insert(address, device);
-            }
+            let mut unicast = routes
+                .into_iter()
+                .filter(|route| route.header.kind == RouteType::Unicast);
+            taken.extend(unicast.next().map(|route| (address, route)));
         }
-        Ok(ways)
+        Ok(taken)
     }
 
     /// Waits until something has changed that may matter. Dropping the future loses nothing.
@@ -340,6 +355,16 @@ fn is_default(route: &RouteMessage) -> bool {
     route.header.destination_prefix_length == 0
         && route.header.kind == RouteType::Unicast
         && route.header.table == netlink_packet_route::route::RouteHeader::RT_TABLE_MAIN
+}
+
+/// The source that the kernel takes for packets on a route.
+fn source_of_route(route: &RouteMessage) -> Option<IpAddr> {
+    let source = |attribute: &RouteAttribute| match attribute {
+        RouteAttribute::PrefSource(RouteAddress::Inet(address)) => Some((*address).into()),
+        RouteAttribute::PrefSource(RouteAddress::Inet6(address)) => Some((*address).into()),
+        _ => None,
+    };
+    route.attributes.iter().find_map(source)
 }
 
 fn devices_of_route(route: &RouteMessage) -> Vec<u32> {

@@ -1,22 +1,28 @@
 //! The eBPF programs: embedded, loaded into the kernel, their maps pinned.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{Ipv4Addr, UdpSocket},
+    os::fd::AsFd as _,
+};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
     maps::ProgramArray,
-    programs::{ProgramError, ProgramFd, SchedClassifier, TcError, Xdp},
+    programs::{CgroupSockAddr, ProgramError, ProgramFd, SchedClassifier, TcError, Xdp},
     sys::SyscallError,
     util::KernelVersion,
 };
 use aya_log::EbpfLogger;
 use proxy_common::layout::{
-    Settings, Timeouts,
+    Settings, SocketSettings, Timeouts,
     tables::{self, FLOWS_V4, FLOWS_V6},
 };
 
 use super::{
+    cgroup::{Mode, SocketHook},
     edge::Framing,
     generation::Generation,
     hook::{HEIR, Hook, Place},
@@ -58,6 +64,8 @@ pub(super) struct Programs {
     ebpf: Ebpf,
     /// Whether they leave packets to those of a previous generation
     heirs: bool,
+    /// Why sockets can't be served
+    socket_obstacle: Option<io::Error>,
 }
 
 impl Programs {
@@ -73,6 +81,7 @@ impl Programs {
         pin: &PinDirectory,
         sizes: &BTreeMap<String, u32>,
         timeouts: Timeouts,
+        sockets: Mode,
         log: LogLevel,
         previous: Option<&Generation>,
     ) -> Result<Self> {
@@ -93,8 +102,11 @@ impl Programs {
             previous: previous.is_some().into(),
         });
         let mut loader = EbpfLoader::new();
+        let (sockets, socket_obstacle) = socket_settings(sockets)?;
+        let sockets = Raw(sockets);
         let level = log as u8;
         loader.override_global("SETTINGS", &settings, true);
+        loader.override_global("SOCKET_SETTINGS", &sockets, true);
         loader.override_global(aya_log::LEVEL, &level, true);
         for spec in &tables::ALL {
             loader.map_pin_path(spec.name, pin.map(spec.name));
@@ -119,6 +131,7 @@ impl Programs {
             ebpf: loader
                 .load(object)
                 .map_err(|error| explain(error.into()).context("cannot make the BPF maps"))?,
+            socket_obstacle,
         };
         for hook in Hook::ALL {
             programs.program(hook, Framing::Ethernet)?;
@@ -197,9 +210,62 @@ impl Programs {
     }
 }
 
+impl Programs {
+    /// Whether this kernel lets sockets be served.
+    ///
+    /// # Errors
+    /// It doesn't; says what to do.
+    pub(super) fn can_serve_sockets(&self) -> Result<()> {
+        match &self.socket_obstacle {
+            None => Ok(()),
+            Some(error) => bail!(
+                "this kernel doesn't tell whose network a socket is in (SO_NETNS_COOKIE, Linux 5.14): {error}; processes of \
+                 the host don't reach Services"
+            ),
+        }
+    }
+
+    /// The program of a hook of sockets, in the kernel: it is loaded when it is first asked for.
+    ///
+    /// # Errors
+    /// If the kernel refuses it: one built without CONFIG_CGROUP_BPF does.
+    pub(super) fn socket(&mut self, hook: SocketHook) -> Result<&mut CgroupSockAddr> {
+        let name = hook.name();
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .with_context(|| format!("the eBPF object has no program {name}"))?;
+        let program: &mut CgroupSockAddr = program.try_into().with_context(|| format!("program {name}"))?;
+        if program.fd().is_err() {
+            program.load().map_err(|error| verification(name, error))?;
+        }
+        Ok(program)
+    }
+}
+
+fn kernel_version() -> Result<KernelVersion> {
+    KernelVersion::current().map_err(|error| anyhow!("cannot read the kernel's version: {error}"))
+}
+
+/// What the hooks of sockets must know, as far as the kernel tells it: this process is in the host's network.
+fn socket_settings(mode: Mode) -> Result<(SocketSettings, Option<io::Error>)> {
+    let set_error = u32::from(kernel_version()? >= KernelVersion::new(5, 18, 0));
+    let cookie = match mode {
+        Mode::Off => Ok(0),
+        Mode::Host | Mode::All => {
+            UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| raw::netns_cookie(socket.as_fd()))
+        }
+    };
+    let settings = SocketSettings {
+        host_netns: *cookie.as_ref().unwrap_or(&0),
+        pods: u32::from(mode == Mode::All),
+        set_error,
+    };
+    Ok((settings, cookie.err()))
+}
+
 fn ipv6_checksum_flag() -> Result<u32> {
-    let version = KernelVersion::current().map_err(|error| anyhow!("cannot read the kernel's version: {error}"))?;
-    Ok(if version >= KernelVersion::new(6, 16, 0) {
+    Ok(if kernel_version()? >= KernelVersion::new(6, 16, 0) {
         BPF_F_IPV6
     } else {
         0

@@ -29,6 +29,7 @@ const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_BTF_GET_FD_BY_ID: libc::c_int = 19;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// `union bpf_attr` for `BPF_OBJ_GET`.
@@ -47,6 +48,16 @@ struct GetInfo {
     bpf_fd: u32,
     info_len: u32,
     info: u64,
+}
+
+/// `union bpf_attr` for `BPF_LINK_UPDATE`.
+#[repr(C)]
+#[derive(Default)]
+struct LinkUpdate {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
 }
 
 /// `union bpf_attr` for `BPF_LINK_DETACH`.
@@ -137,6 +148,30 @@ pub(super) struct TcxLinkInfo {
     attach_type: u32,
 }
 
+/// Beginning of `struct bpf_link_info` for a link to a cgroup. The id of the cgroup is 64 bits in the kernel's alignment.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct CgroupLinkInfo {
+    kind: u32,
+    id: u32,
+    /// Id of the program
+    pub(super) program: u32,
+    reserved: u32,
+    cgroup: u64,
+    attach_type: u32,
+    end: u32,
+}
+
+impl CgroupLinkInfo {
+    /// `BPF_LINK_TYPE_CGROUP` (include/uapi/linux/bpf.h).
+    const KIND: u32 = 3;
+
+    /// Id of the cgroup, the inode number of its directory; 0 when that is gone.
+    pub(super) const fn cgroup(&self) -> u64 {
+        if self.kind == Self::KIND { self.cgroup } else { 0 }
+    }
+}
+
 /// Calls bpf(2).
 ///
 /// # Safety
@@ -187,6 +222,40 @@ pub(super) fn object_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> 
     Ok(())
 }
 
+/// Replaces a link's program, in one step.
+pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = LinkUpdate {
+        link_fd: link.as_raw_fd().cast_unsigned(),
+        new_prog_fd: program.as_raw_fd().cast_unsigned(),
+        ..LinkUpdate::default()
+    };
+    // SAFETY: `LinkUpdate` is the beginning of `union bpf_attr` for the command and holds no pointers.
+    unsafe { bpf(BPF_LINK_UPDATE, &mut attributes)? };
+    Ok(())
+}
+
+/// The cookie of a socket's network namespace, by which programs know it (Linux 5.14).
+pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    /// `SO_NETNS_COOKIE` (include/uapi/asm-generic/socket.h).
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).expect("it is 8");
+    // SAFETY: `cookie` is valid for writes of `length` bytes.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(cookie)
+}
+
 /// Detaches a link's program at once. Removing the link's pin does so only some time later.
 pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attributes = LinkDetach {
@@ -222,6 +291,12 @@ pub(super) fn readiness<L>(logger: EbpfLogger<L>) -> io::Result<AsyncFd<EbpfLogg
 /// What the kernel says of a tcx link.
 pub(super) fn tcx_link_info(link: BorrowedFd<'_>) -> io::Result<TcxLinkInfo> {
     // SAFETY: `TcxLinkInfo` is the beginning of `struct bpf_link_info` and holds integers only.
+    unsafe { object_info(link) }
+}
+
+/// What the kernel says of a link to a cgroup.
+pub(super) fn cgroup_link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
+    // SAFETY: `CgroupLinkInfo` is the beginning of `struct bpf_link_info` and holds integers only.
     unsafe { object_info(link) }
 }
 

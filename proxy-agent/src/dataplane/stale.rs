@@ -8,7 +8,7 @@ use std::{
 
 use proxy_common::{
     datapath::flow,
-    layout::{FlowKey, FlowValue, flow_flags},
+    layout::{FlowKey, FlowValue, SocketKey, SocketValue, TO_BACKEND, flow_flags, socket_flags},
     packet::UDP,
 };
 
@@ -55,6 +55,39 @@ pub fn remove<A: Address>(
     Ok(removed)
 }
 
+/// Removes what unconnected sockets remember of stale backends, so that their next datagram is resolved anew; gives how many
+/// entries these were. Connected ones have to be told.
+///
+/// # Errors
+/// If the table can't be read or written.
+pub fn remove_unconnected<A: Address>(
+    sockets: &mut dyn Table<SocketKey<A>, SocketValue<A>>,
+    serving: &Serving,
+) -> Result<u64, TableError> {
+    let mut stale = Vec::new();
+    sockets.scan(&mut |key, value| {
+        let (address, port) = if key.direction == TO_BACKEND {
+            (value.address, value.port)
+        } else {
+            (key.address, key.port)
+        };
+        let backend = SocketAddr::new(address.to_ip(), port);
+        if key.protocol == UDP
+            && value.flags & socket_flags::CONNECTED == 0
+            && serving
+                .get(&value.service)
+                .is_some_and(|serving| !serving.contains(&backend))
+        {
+            stale.push(key);
+        }
+    })?;
+    let mut removed = 0;
+    for key in stale {
+        removed += u64::from(sockets.remove(&key)?);
+    }
+    Ok(removed)
+}
+
 fn is_stale<A: Address>(key: &FlowKey<A>, value: &FlowValue<A>, serving: &HashSet<SocketAddr>) -> bool {
     let (address, port) = flow::backend(key, value);
     !serving.contains(&SocketAddr::new(address.to_ip(), port))
@@ -62,7 +95,7 @@ fn is_stale<A: Address>(key: &FlowKey<A>, value: &FlowValue<A>, serving: &HashSe
 
 #[cfg(test)]
 mod tests {
-    use proxy_common::layout::{EGRESS, INGRESS};
+    use proxy_common::layout::{EGRESS, INGRESS, TO_FRONTEND};
 
     use super::*;
     use crate::dataplane::memory::Memory;
@@ -127,6 +160,39 @@ mod tests {
             insert(&memory, protocol, 3, CLIENT, GONE);
         }
         assert_eq!(removed(&memory, &serving(&[])), 0);
+    }
+
+    /// behaviour.md 7.3, for sockets: both entries of an unconnected one go; a connected one keeps its own, which says that it
+    /// is to be told. 7.1: TCP stays.
+    #[test]
+    fn rule_7_3_unconnected_sockets_forget_endpoints_that_serve_no_more() {
+        let memory = Memory::default();
+        let mut sockets = memory.v4.sockets.clone();
+        let mut remember = |cookie: u64, protocol: u8, backend: End, flags: u16| {
+            for (direction, key, value) in [(TO_BACKEND, FRONTEND, backend), (TO_FRONTEND, backend, FRONTEND)] {
+                let key = SocketKey::new(direction, cookie, protocol, key);
+                let value = SocketValue {
+                    address: value.0,
+                    port: value.1,
+                    flags,
+                    service: 3,
+                    last_seen: 0,
+                };
+                sockets.insert(&key, &value).expect("room");
+            }
+        };
+        remember(1, UDP, GONE, 0);
+        remember(2, UDP, THERE, 0);
+        remember(3, UDP, GONE, socket_flags::CONNECTED);
+        remember(4, 6, GONE, 0);
+        let removed = |endpoints: &[End]| {
+            remove_unconnected(&mut memory.v4.sockets.clone(), &serving(endpoints)).expect("readable")
+        };
+        assert_eq!(removed(&[THERE]), 2);
+        assert_eq!(removed(&[THERE]), 0);
+        assert_eq!(removed(&[]), 2);
+        let left = memory.v4.sockets.entries().expect("readable");
+        assert!(left.iter().all(|(key, _)| [3, 4].contains(&key.cookie[0])) && left.len() == 4);
     }
 
     /// behaviour.md 7.6, 7.7: without endpoints, and without the Service, all go; those of other Services stay.

@@ -1,6 +1,9 @@
 //! What this node needs to know of itself to serve frontends.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use ipnet::IpNet;
 
@@ -17,6 +20,9 @@ use crate::{
 pub struct NodePlan {
     /// Where nodePorts are served (behaviour.md 3.6, 3.7): addresses of this node, never a loopback one
     pub node_port_addresses: BTreeSet<IpAddr>,
+    /// Where nodePorts are served to processes of the host besides: loopback addresses, `127.0.0.1` and `::1`, if the
+    /// configuration names no address, or those (behaviour.md 3.7)
+    pub loopback_node_port_addresses: BTreeSet<IpAddr>,
     /// All addresses that are local to this node's host: whose packets are the node's own (behaviour.md 5.6 ii)
     pub local_addresses: BTreeSet<IpAddr>,
     /// How a pod's traffic is told from other traffic (behaviour.md 5.8)
@@ -43,6 +49,7 @@ impl NodePlan {
     pub fn new(config: &ProxyConfig, model: &Model, node_addresses: &[IpAddr], local_addresses: &[IpAddr]) -> Self {
         Self {
             node_port_addresses: node_port_addresses(&config.node_port_addresses, node_addresses, local_addresses),
+            loopback_node_port_addresses: loopback(&config.node_port_addresses),
             local_addresses: local_addresses.iter().copied().collect(),
             local_sources: LocalSources::new(&config.local_traffic, model.node()),
             service_ranges: disjoint(model.service_ranges()),
@@ -89,17 +96,30 @@ fn node_port_addresses(wanted: &NodePortAddresses, node: &[IpAddr], local: &[IpA
             .collect(),
         NodePortAddresses::Ranges(ranges) => ranges.clone(),
     };
-    let is_wanted = |address: &IpAddr| {
-        let family = Family::of(*address);
-        let mut of_family = ranges
-            .iter()
-            .filter(|range| Family::of(range.addr()) == family)
-            .peekable();
-        // A family without a range is one that nothing was said about: all addresses of it.
-        of_family.peek().is_none() || of_family.any(|range| range.contains(address))
-    };
     let usable = local.iter().filter(|address| !address.is_loopback());
-    usable.copied().filter(is_wanted).collect()
+    let wanted = usable.filter(|address| is_wanted(&ranges, address));
+    wanted.copied().collect()
+}
+
+/// Whether one of the ranges holds the address. A family without a range is one that nothing was said about: all addresses of it.
+fn is_wanted(ranges: &[IpNet], address: &IpAddr) -> bool {
+    let family = Family::of(*address);
+    let mut of_family = ranges
+        .iter()
+        .filter(|range| Family::of(range.addr()) == family)
+        .peekable();
+    of_family.peek().is_none() || of_family.any(|range| range.contains(address))
+}
+
+/// A process that asks for a port of "this machine" gets the same as at the node's own addresses, unless the configuration names
+/// addresses without these.
+fn loopback(wanted: &NodePortAddresses) -> BTreeSet<IpAddr> {
+    let all: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let is_wanted = |address: &IpAddr| match wanted {
+        NodePortAddresses::Primary => true,
+        NodePortAddresses::Ranges(ranges) => is_wanted(ranges, address),
+    };
+    all.into_iter().filter(is_wanted).collect()
 }
 
 /// The ranges without those that are within others, neighbours joined; sorted.

@@ -50,16 +50,17 @@ fn compare_addresses<A: Address>(
     report: &mut Report,
 ) -> Result<(), TableError> {
     let mut planned: BTreeMap<A, u32> = BTreeMap::new();
-    for address in plan.local_addresses.iter().filter_map(|address| A::from_ip(*address)) {
-        planned.insert(address, address_flags::LOCAL);
-    }
-    for address in plan
-        .node_port_addresses
-        .iter()
-        .filter_map(|address| A::from_ip(*address))
-    {
-        planned.insert(address, address_flags::LOCAL | address_flags::NODE_PORTS);
-        needs.add(&address);
+    for (addresses, flags) in [
+        (&plan.local_addresses, 0),
+        (&plan.node_port_addresses, address_flags::NODE_PORTS),
+        (&plan.loopback_node_port_addresses, address_flags::LOOPBACK_NODE_PORTS),
+    ] {
+        for address in addresses.iter().filter_map(|address| A::from_ip(*address)) {
+            *planned.entry(address).or_insert(address_flags::LOCAL) |= flags;
+            if flags != 0 {
+                needs.add(&address);
+            }
+        }
     }
     let mut found: BTreeMap<A, u32> = table.entries()?.into_iter().collect();
     let text = |flags: Option<u32>| flags.map_or_else(|| NOTHING.to_owned(), |flags| format!("flags {flags:#x}"));

@@ -71,6 +71,7 @@ fn plan() -> (Plan, NodePlan, BTreeMap<u32, Device>) {
     let own = BTreeSet::from(["192.0.2.100".parse().expect("an address")]);
     let node = NodePlan {
         node_port_addresses: own.clone(),
+        loopback_node_port_addresses: BTreeSet::from(["127.0.0.1".parse().expect("an address")]),
         local_addresses: own,
         local_sources: LocalSources::Ranges(vec!["10.244.0.0/16".parse().expect("a range")]),
         service_ranges: vec!["10.96.0.0/16".parse().expect("a range")],

@@ -82,6 +82,8 @@ pub struct Network {
     pub addresses: Vec<LinkAddress>,
     /// Interface indexes of default routes in the main table
     pub default_routes: BTreeSet<u32>,
+    /// The sources of packets to other machines that nothing is said about, as the kernel takes them
+    pub sources: BTreeSet<IpAddr>,
 }
 
 impl Network {

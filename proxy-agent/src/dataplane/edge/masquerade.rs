@@ -16,11 +16,24 @@ pub(super) fn address<A: OfFamily>(
     link: &Link,
 ) -> Option<A> {
     let of_device = |index: u32| of_device(network, policy, index);
-    let is_here = |address: &&IpAddr| network.addresses.iter().any(|held| held.address == **address);
-    let mut of_node = policy.node_addresses.iter().filter(is_here).copied();
     of_device(link.index)
         .or_else(|| link.master.and_then(of_device))
-        .or_else(|| of_node.find_map(A::of))
+        .or_else(|| of_node(network, policy, uplinks))
+}
+
+/// The address that packets of the host's processes have: what the kernel takes, else as for a device without one.
+pub(super) fn host_address<A: OfFamily>(network: &Network, policy: &EdgePolicy, uplinks: &BTreeSet<u32>) -> Option<A> {
+    let mut taken = network.sources.iter().copied();
+    taken.find_map(A::of).or_else(|| of_node(network, policy, uplinks))
+}
+
+/// The node's address, else an uplink's.
+fn of_node<A: OfFamily>(network: &Network, policy: &EdgePolicy, uplinks: &BTreeSet<u32>) -> Option<A> {
+    let of_device = |index: u32| of_device(network, policy, index);
+    let is_here = |address: &&IpAddr| network.addresses.iter().any(|held| held.address == **address);
+    let mut of_node = policy.node_addresses.iter().filter(is_here).copied();
+    of_node
+        .find_map(A::of)
         .or_else(|| uplinks.iter().copied().find_map(of_device))
         .or_else(|| policy.node_addresses.iter().copied().find_map(A::of))
 }

@@ -173,6 +173,25 @@ pub fn edges(network: &Network, policy: &EdgePolicy) -> BTreeMap<u32, Edge> {
     network.links.iter().filter_map(edge).collect()
 }
 
+/// The addresses that packets of the host's processes have which go to other machines: what the kernel says it takes, else the
+/// node's, else an uplink's.
+pub fn host_addresses(network: &Network, policy: &EdgePolicy) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+    let uplinks = Classifier::new(network, policy).uplinks();
+    (
+        masquerade::host_address(network, policy, &uplinks),
+        masquerade::host_address(network, policy, &uplinks),
+    )
+}
+
+/// The entry of the host itself in the `devices` table.
+pub(super) fn host_device(v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> Device {
+    Device {
+        masquerade_v4: v4.map_or([0; 4], |address| address.octets()),
+        masquerade_v6: v6.map_or([0; 16], |address| address.octets()),
+        ..Device::default()
+    }
+}
+
 /// The class of every device by name, edge or not.
 pub fn classes(network: &Network, policy: &EdgePolicy) -> BTreeMap<String, Class> {
     let classifier = Classifier::new(network, policy);

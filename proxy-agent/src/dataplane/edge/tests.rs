@@ -55,6 +55,7 @@ fn network(links: Vec<Link>, addresses: &[(u32, &str)], default_routes: &[u32]) 
         links,
         addresses: addresses.collect(),
         default_routes: default_routes.iter().copied().collect(),
+        ..Network::default()
     }
 }
 

@@ -7,7 +7,7 @@ use proxy_common::layout::{
     Counter, FlowKey, INGRESS, Plain, ServiceCounter, TableKind, TableSpec,
     tables::{
         self, ADDRESSES_V4, ADDRESSES_V6, DEVICES, FLOWS_V4, FLOWS_V6, FRAGMENTS_V4, FRAGMENTS_V6, HELD_FRAGMENTS,
-        REASON_COUNTS, REASONS_BEFORE, SERVICE_COUNTS, SERVICE_NAMES, SERVICES_BEFORE,
+        REASON_COUNTS, REASONS_BEFORE, SERVICE_COUNTS, SERVICE_NAMES, SERVICES_BEFORE, SOCKETS_V4, SOCKETS_V6,
     },
 };
 
@@ -101,6 +101,21 @@ pub(super) fn tables(previous: &Generation, own: &Generation) -> Result<()> {
                 "table {} has no room for {left} of the entries it had before",
                 spec.name
             );
+        }
+    }
+    Ok(())
+}
+
+/// Carries over what sockets know, as far as it isn't there yet.
+///
+/// # Errors
+/// If a table can't be read or written.
+pub(super) fn sockets(previous: &Generation, own: &Generation) -> Result<()> {
+    for spec in [SOCKETS_V4, SOCKETS_V6] {
+        if let Some(pair) = Pair::open(previous, own, spec.name).with_context(|| format!("table {}", spec.name))? {
+            // None is too many for a table that forgets the oldest.
+            pair.copy()
+                .with_context(|| format!("cannot carry table {} over", spec.name))?;
         }
     }
     Ok(())

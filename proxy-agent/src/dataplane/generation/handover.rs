@@ -128,6 +128,15 @@ impl Handover {
         self.admit(programmer, now)
     }
 
+    /// Carries over what sockets have been connected to and sent to until just now, when the programs of this generation serve
+    /// them.
+    ///
+    /// # Errors
+    /// If a table can't be read or written.
+    pub(in crate::dataplane) fn carry_sockets(&self) -> Result<()> {
+        carry::sockets(self.previous.leader(), &self.own)
+    }
+
     /// Moves flows in the background; `true` when nothing is left of the previous generation.
     ///
     /// # Errors

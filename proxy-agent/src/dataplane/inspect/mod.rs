@@ -6,7 +6,7 @@ mod status;
 
 pub use flows::{FlowRow, flows};
 pub use services::{ServiceRow, services};
-pub use status::{AgentStatus, DeviceStatus, ReasonCount, Status, TableFill, status};
+pub use status::{AgentStatus, DeviceStatus, ReasonCount, SocketStatus, Status, TableFill, status};
 
 use std::collections::HashMap;
 

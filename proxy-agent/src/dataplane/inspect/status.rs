@@ -2,19 +2,20 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
 };
 
 use anyhow::{Context as _, Result};
 use proxy_common::{
     datapath::Reason,
-    layout::{self, AddressBytes, Plain, device_flags, flow_flags, role, tables},
+    layout::{self, AddressBytes, HOST_DEVICE, Plain, device_flags, flow_flags, role, tables},
 };
 use serde::Serialize;
 
 use crate::dataplane::{
     attach,
+    cgroup::{self, Mode, SocketHook},
     edge::{self, Role, Why},
     hook::Hook,
     kube_proxy::{self, Leftover},
@@ -32,6 +33,8 @@ pub struct Status {
     pub layout_version: u32,
     /// The agent
     pub agent: AgentStatus,
+    /// What is attached for processes
+    pub sockets: SocketStatus,
     /// Edges and what is attached there
     pub devices: Vec<DeviceStatus>,
     /// How full the tables are
@@ -51,6 +54,21 @@ pub struct AgentStatus {
     pub running: bool,
     /// Its process id, where this process namespace can see it
     pub process: Option<u32>,
+}
+
+/// The hooks of sockets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SocketStatus {
+    /// Whose sockets are served
+    pub mode: Mode,
+    /// Those that a program is attached to
+    pub attached: Vec<SocketHook>,
+    /// Those that none is attached to
+    pub missing: Vec<SocketHook>,
+    /// The cgroup that they are attached to, where it can be seen; else its id
+    pub cgroup: Option<String>,
+    /// The addresses that packets of the host's processes to other machines have
+    pub host_addresses: Vec<IpAddr>,
 }
 
 /// An edge.
@@ -119,12 +137,46 @@ pub fn status(pin: &PinDirectory, tables: &Tables) -> Result<Status> {
             running: holder.is_some(),
             process: holder.and_then(|holder| holder.process),
         },
+        sockets: sockets(pin, tables)?,
         devices: devices(pin, tables)?,
         tables: fills(tables)?,
         reasons: reasons(tables)?,
         kube_proxy: kube_proxy::leftovers().context("cannot look for what kube-proxy left")?,
         left_to_conntrack: left_to_conntrack(&tables.v4)? + left_to_conntrack(&tables.v6)?,
     })
+}
+
+fn sockets(pin: &PinDirectory, tables: &Tables) -> Result<SocketStatus> {
+    let (mut attached, mut missing, mut cgroup) = (Vec::new(), Vec::new(), None);
+    for hook in SocketHook::ALL {
+        match cgroup::attached(pin, hook)? {
+            Some(id) => {
+                attached.push(hook);
+                cgroup = Some(id);
+            }
+            None => missing.push(hook),
+        }
+    }
+    let host = tables.devices.get(&HOST_DEVICE)?;
+    let pods = host.is_some_and(|host| host.flags & device_flags::POD_SOCKETS != 0);
+    Ok(SocketStatus {
+        mode: match (attached.is_empty(), pods) {
+            (true, _) => Mode::Off,
+            (false, true) => Mode::All,
+            (false, false) => Mode::Host,
+        },
+        attached,
+        missing,
+        cgroup: cgroup.map(cgroup::describe),
+        host_addresses: host.iter().flat_map(masquerade_addresses).collect(),
+    })
+}
+
+/// The addresses in a device's entry.
+fn masquerade_addresses(device: &layout::Device) -> impl Iterator<Item = IpAddr> + use<> {
+    let v4 = (device.masquerade_v4 != [0; 4]).then(|| IpAddr::from(device.masquerade_v4));
+    let v6 = (device.masquerade_v6 != [0; 16]).then(|| IpAddr::from(device.masquerade_v6));
+    v4.into_iter().chain(v6)
 }
 
 fn devices(pin: &PinDirectory, tables: &Tables) -> Result<Vec<DeviceStatus>> {
@@ -153,7 +205,8 @@ fn devices(pin: &PinDirectory, tables: &Tables) -> Result<Vec<DeviceStatus>> {
             masquerade_v6: (device.masquerade_v6 != [0; 16]).then(|| device.masquerade_v6.into()),
         })
     };
-    devices.into_iter().map(status).collect()
+    let edges = devices.into_iter().filter(|(index, _)| *index != HOST_DEVICE);
+    edges.map(status).collect()
 }
 
 fn left_to_conntrack<A: AddressBytes>(family: &FamilyTables<A>) -> Result<u64, TableError> {
@@ -174,6 +227,8 @@ fn fills(all: &Tables) -> Result<Vec<TableFill>, TableError> {
         fill(tables::SLOTS_V6.name, &all.v6.slots)?,
         fill(tables::FLOWS_V4.name, &all.v4.flows)?,
         fill(tables::FLOWS_V6.name, &all.v6.flows)?,
+        fill(tables::SOCKETS_V4.name, &all.v4.sockets)?,
+        fill(tables::SOCKETS_V6.name, &all.v6.sockets)?,
         fill(tables::SERVICE_NAMES.name, &all.service_names)?,
         fill(tables::DEVICES.name, &all.devices)?,
     ])

@@ -45,14 +45,16 @@ impl<A: Address> Addresses<A> {
             addresses.iter().filter_map(|address| A::from_ip(*address)).collect()
         };
         let (local, node_ports) = (of_family(&plan.local_addresses), of_family(&plan.node_port_addresses));
-        for address in local.union(&node_ports) {
-            let mut flags = address_flags::LOCAL;
-            if node_ports.contains(address) {
-                flags |= address_flags::NODE_PORTS;
-            }
+        let loopback = of_family(&plan.loopback_node_port_addresses);
+        let own: BTreeSet<A> = local.iter().chain(&node_ports).chain(&loopback).copied().collect();
+        for address in &own {
+            let flag = |set: &BTreeSet<A>, flag: u32| if set.contains(address) { flag } else { 0 };
+            let flags = address_flags::LOCAL
+                | flag(&node_ports, address_flags::NODE_PORTS)
+                | flag(&loopback, address_flags::LOOPBACK_NODE_PORTS);
             self.write(*address, flags, frontend_filter, now)?;
         }
-        let gone = |address: &&A| !local.contains(*address) && !node_ports.contains(*address);
+        let gone = |address: &&A| !own.contains(*address);
         for address in self.installed.keys().filter(gone).copied().collect::<Vec<_>>() {
             self.table.remove(&address)?;
             if self.installed.remove(&address).is_some_and(has_node_ports) {
@@ -82,7 +84,7 @@ impl<A: Address> Addresses<A> {
 }
 
 const fn has_node_ports(flags: u32) -> bool {
-    flags & address_flags::NODE_PORTS != 0
+    flags & (address_flags::NODE_PORTS | address_flags::LOOPBACK_NODE_PORTS) != 0
 }
 
 /// Makes `sources` hold the ranges of the cluster's pods.

@@ -24,6 +24,7 @@ fn node(node_ports: &[&str], local: &[&str], pods: &[&str], services: &[&str]) -
     let ranges = |texts: &[&str]| texts.iter().map(|text| text.parse().expect("a range")).collect();
     NodePlan {
         node_port_addresses: addresses(node_ports),
+        loopback_node_port_addresses: addresses(&["127.0.0.1", "::1"]),
         local_addresses: addresses(local),
         local_sources: LocalSources::Ranges(ranges(pods)),
         service_ranges: ranges(services),
