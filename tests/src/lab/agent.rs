@@ -197,6 +197,7 @@ impl Lab {
             .arg("--pin-dir")
             .arg(&pin)
             .args(&options.arguments)
+            .args(self.cgroup_of(node, &options))
             .args(self.xdp_of(&options).map(|mode| format!("--xdp={mode}")))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -222,6 +223,16 @@ impl Lab {
             options,
             verifier,
         })
+    }
+
+    /// The cgroup that an agent is told: that of its node, unless an argument says otherwise.
+    fn cgroup_of(&self, node: &str, options: &AgentOptions) -> Vec<PathBuf> {
+        let told = options
+            .arguments
+            .iter()
+            .any(|argument| argument.starts_with("--cgroup"));
+        let cgroup = self.node(node).namespace().cgroup().filter(|_| !told);
+        cgroup.map_or_else(Vec::new, |cgroup| vec!["--cgroup".into(), cgroup.to_owned()])
     }
 
     /// The mode of XDP that an agent is told for all devices, by an argument `--xdp=MODE` or by the lab. One that is told

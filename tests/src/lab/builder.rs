@@ -2,6 +2,7 @@
 
 use std::{
     panic::{self, AssertUnwindSafe},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
@@ -9,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{
     Lab, Namespace, Node, Outside, Pod, Shape, address,
+    cgroup::Cgroups,
     cni::{self, Attachment},
     fabric::Fabric,
     owner::Estate,
@@ -117,8 +119,14 @@ impl Builder {
             Some(name) => Estate::detached(name)?,
             None => Estate::for_this_process()?,
         };
-        // From here on a failure removes what was made: the estate's names are all a lab owns.
-        self.raise(&estate)
+        // In a lab that goes on, processes are nobody's threads.
+        let mut cgroups = if self.standing.is_some() {
+            None
+        } else {
+            Cgroups::found()
+        };
+        // From here on a failure removes what was made: the estate's names are all a lab owns, and its cgroups.
+        self.raise(&estate, cgroups.as_mut())
             .inspect_err(|_| drop(estate.remove()))
             .map(|(nodes, pods, fabric)| Lab {
                 servers: Mutex::default(),
@@ -132,6 +140,7 @@ impl Builder {
                 last_failure: Mutex::default(),
                 findings: Arc::default(),
                 estate,
+                _cgroups: cgroups,
                 keep: false,
             })
     }
@@ -157,13 +166,17 @@ impl Builder {
         outcome.unwrap_or_else(|cause| panic::resume_unwind(cause))
     }
 
-    fn raise(&self, estate: &Estate) -> Result<(Vec<Node>, Vec<Pod>, Fabric)> {
+    fn raise(&self, estate: &Estate, mut cgroups: Option<&mut Cgroups>) -> Result<(Vec<Node>, Vec<Pod>, Fabric)> {
         let prefix = estate.prefix();
         let mut fabric = Fabric::raise(prefix, self.outside, self.second_wire)?;
         let mut nodes = Vec::new();
         let mut pods = Vec::new();
         for (description, number) in self.nodes.iter().zip(1..) {
-            let mut node = self.raise_node(prefix, &description.name, number, &fabric)?;
+            let cgroup = cgroups
+                .as_mut()
+                .map(|cgroups| cgroups.make(&description.name))
+                .transpose()?;
+            let mut node = self.raise_node(prefix, &description.name, number, cgroup, &fabric)?;
             for (name, attachment) in &description.pods {
                 let pod = create_pod(prefix, &mut node, name, *attachment)?;
                 cni::plug(&node.namespace, &pod, self.shape)?;
@@ -177,11 +190,18 @@ impl Builder {
         Ok((nodes, pods, fabric))
     }
 
-    fn raise_node(&self, prefix: &str, name: &str, number: u8, fabric: &Fabric) -> Result<Node> {
+    fn raise_node(
+        &self,
+        prefix: &str,
+        name: &str,
+        number: u8,
+        cgroup: Option<PathBuf>,
+        fabric: &Fabric,
+    ) -> Result<Node> {
         let node = Node {
             name: name.to_owned(),
             number,
-            namespace: Namespace::create(&format!("{prefix}-{name}"))?,
+            namespace: Namespace::create(&format!("{prefix}-{name}"))?.in_cgroup(cgroup),
             shape: self.shape,
             second_uplink: self.second_wire,
             pods: 0,
@@ -225,6 +245,7 @@ fn create_pod(prefix: &str, node: &mut Node, name: &str, attachment: Attachment)
             Attachment::Shape => address::pod(node.number, node.pods),
             Attachment::Macvlan => address::macvlan_pod(node.number, node.pods),
         },
-        namespace: Namespace::create(&format!("{prefix}-{name}"))?,
+        namespace: Namespace::create(&format!("{prefix}-{name}"))?
+            .in_cgroup(node.namespace.cgroup().map(Path::to_owned)),
     })
 }

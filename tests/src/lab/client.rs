@@ -105,6 +105,11 @@ impl Connection {
         })
     }
 
+    /// Who it is connected to, as the process is told (getpeername(2)).
+    pub fn peer(&self) -> io::Result<SocketAddr> {
+        self.stream.get_ref().peer_addr()
+    }
+
     /// The port it has at this end.
     pub fn local_port(&self) -> io::Result<u16> {
         Ok(self.stream.get_ref().local_addr()?.port())
@@ -171,7 +176,7 @@ impl Connection {
     }
 }
 
-/// An unconnected UDP socket, so that one client port can talk to many servers.
+/// A UDP socket, unconnected unless it is told to connect, so that one client port can talk to many servers.
 #[derive(Debug)]
 pub struct UdpClient {
     socket: UdpSocket,
@@ -214,10 +219,32 @@ impl UdpClient {
         Ok((datagram, from))
     }
 
+    /// Connects to a server, as who is told this socket's peer from now on.
+    pub fn connect(&self, to: SocketAddr) -> Result<(), RequestError> {
+        self.socket.connect(to).map_err(RequestError::Connect)
+    }
+
+    /// Who it is connected to, as the process is told (getpeername(2)).
+    pub fn peer(&self) -> io::Result<SocketAddr> {
+        self.socket.peer_addr()
+    }
+
+    /// Asks the server that it is connected to who that is; the answer must come from the address that was connected to.
+    pub fn ask_peer(&mut self, to: SocketAddr) -> Result<Answer, RequestError> {
+        self.questions += 1;
+        let (start, question) = (Instant::now(), format!("whoami {}", self.questions));
+        self.socket.send(question.as_bytes())?;
+        self.answer(to, question.as_bytes(), start)
+    }
+
     /// Sends a payload that the server must return unchanged.
     pub fn ask_with(&mut self, to: SocketAddr, question: &[u8]) -> Result<Answer, RequestError> {
         let start = Instant::now();
         self.socket.send_to(question, to)?;
+        self.answer(to, question, start)
+    }
+
+    fn answer(&self, to: SocketAddr, question: &[u8], start: Instant) -> Result<Answer, RequestError> {
         let mut datagram = vec![0; question.len() + 256];
         let (length, from) = self.socket.recv_from(&mut datagram)?;
         let answer = &datagram[..length];

@@ -63,6 +63,7 @@
 pub mod address;
 mod agent;
 mod builder;
+mod cgroup;
 mod client;
 mod cni;
 mod command;
@@ -101,6 +102,7 @@ use anyhow::{Context as _, Result, bail};
 pub use address::{Addresses, Family};
 pub use agent::{Agent, AgentOptions, agent_binary};
 pub use builder::Builder;
+use cgroup::Cgroups;
 pub use client::{Answer, Connection, RequestError, UdpClient, request, tcp_request, udp_request};
 use cni::Attachment;
 use fabric::Fabric;
@@ -232,7 +234,9 @@ pub struct Lab {
     round: Mutex<u16>,
     last_failure: Mutex<Option<Request>>,
     findings: verify::Findings,
+    // Cgroups can be removed when all that was in them is gone.
     estate: Estate,
+    _cgroups: Option<Cgroups>,
     keep: bool,
 }
 

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io, panic,
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
 };
 
@@ -22,6 +22,7 @@ const DIRECTORY: &str = "/run/netns";
 pub struct Namespace {
     name: String,
     file: File,
+    cgroup: Option<PathBuf>,
 }
 
 impl Namespace {
@@ -53,7 +54,18 @@ impl Namespace {
         Ok(Self {
             name: name.to_owned(),
             file,
+            cgroup: None,
         })
+    }
+
+    /// Has those who enter join a cgroup as well.
+    pub(super) fn in_cgroup(self, cgroup: Option<PathBuf>) -> Self {
+        Self { cgroup, ..self }
+    }
+
+    /// The cgroup that those who enter join, if there is one.
+    pub fn cgroup(&self) -> Option<&Path> {
+        self.cgroup.as_deref()
     }
 
     /// Its name, as `ip netns list` shows it.
@@ -66,8 +78,12 @@ impl Namespace {
         PathBuf::from(DIRECTORY).join(&self.name)
     }
 
-    /// Moves the calling thread into the namespace for good; processes it starts are born there.
+    /// Moves the calling thread into the namespace, and its cgroup, for good; processes it starts are born there.
     pub fn enter(&self) -> Result<()> {
+        if let Some(cgroup) = &self.cgroup {
+            // "0" is the thread that writes.
+            fs::write(cgroup.join("cgroup.threads"), "0").with_context(|| format!("joining {}", cgroup.display()))?;
+        }
         setns(&self.file, CloneFlags::CLONE_NEWNET).with_context(|| format!("entering namespace {}", self.name))
     }
 
