@@ -91,7 +91,9 @@ macro_rules! tables {
             fn socket(&self, key: &SocketKey<$address>, value: &mut SocketValue<$address>) -> bool {
                 let found = maps::$sockets.get_ptr(key);
                 // SAFETY: copied out at once, under RCU.
-                found.inspect(|found| unsafe { found.copy_to_nonoverlapping(value, 1) }).is_some()
+                found
+                    .inspect(|found| unsafe { found.copy_to_nonoverlapping(value, 1) })
+                    .is_some()
             }
 
             #[inline(always)]

@@ -27,6 +27,7 @@ mod shape;
 mod silence;
 mod size;
 mod takeover;
+mod unserved;
 mod verify;
 mod vip;
 mod xdp;

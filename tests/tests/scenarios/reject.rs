@@ -92,7 +92,7 @@ pub(super) fn rule_4_1_a_service_without_endpoints_refuses_at_once() -> Result<(
 }
 
 /// Each request is refused at once.
-fn refused(lab: &Lab, from: &str, targets: &[(Protocol, SocketAddr)]) -> Result<()> {
+pub(super) fn refused(lab: &Lab, from: &str, targets: &[(Protocol, SocketAddr)]) -> Result<()> {
     for &(protocol, to) in targets {
         let within = match (protocol, to) {
             (Protocol::Tcp, SocketAddr::V6(_)) => SECOND_SYN,
@@ -108,7 +108,7 @@ fn refused(lab: &Lab, from: &str, targets: &[(Protocol, SocketAddr)]) -> Result<
 }
 
 /// TCP and UDP of both families to a port of the ClusterIPs.
-fn cluster_ips(service: &Service, port: u16) -> Vec<(Protocol, SocketAddr)> {
+pub(super) fn cluster_ips(service: &Service, port: u16) -> Vec<(Protocol, SocketAddr)> {
     let of_family = |family| Protocol::ALL.map(|protocol| (protocol, service.frontend(family, port)));
     Family::ALL.into_iter().flat_map(of_family).collect()
 }

@@ -34,6 +34,7 @@ pub(super) fn dropped(lab: &Lab, from: &str, targets: &[(Protocol, SocketAddr)],
     const CLIENT_PORT: u16 = 4242;
     let client = match from {
         "outside" => OUTSIDE,
+        name if lab.nodes().iter().any(|node| node.name() == name) => lab.node(name).addresses(),
         pod => lab.pod(pod).addresses(),
     };
     let namespace = lab.namespace(from);
