@@ -3,11 +3,12 @@
 mod object;
 
 use std::{
+    fs,
     path::PathBuf,
     process::{Command, ExitCode},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::{process, setup, setup::Toolchain, workspace};
 
@@ -23,6 +24,9 @@ pub(crate) struct Options {
     /// Builds the agent with optimisations
     #[arg(long)]
     release: bool,
+    /// Also builds target/other-layout/proxy-agent, which has other tables: for the tests of upgrades
+    #[arg(long)]
+    other_layout: bool,
 }
 
 /// How the programs of user space are optimised. The kernel programs always are.
@@ -41,7 +45,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     } else {
         Profile::Dev
     };
-    let agent = all(&setup::toolchain()?, profile)?;
+    let toolchain = setup::toolchain()?;
+    if options.other_layout {
+        other_layout(&toolchain)?;
+    }
+    let agent = all(&toolchain, profile)?;
     println!("{}", agent.display());
     Ok(ExitCode::SUCCESS)
 }
@@ -50,6 +58,35 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 pub(crate) fn all(toolchain: &Toolchain, profile: Profile) -> Result<PathBuf> {
     kernel_programs(toolchain)?;
     program("proxy-agent", "proxy-agent", profile)
+}
+
+/// Builds an agent with another layout of its tables, which tests take over from, and puts it where they look for it. The agent
+/// proper is to be built afterwards, for cargo puts both at the same place first.
+pub(crate) fn other_layout(toolchain: &Toolchain) -> Result<()> {
+    const FEATURE: [&str; 2] = ["--features", "other-layout"];
+    process::step("building the agent with another layout");
+    process::run(ebpf_cargo(
+        Command::new(&toolchain.compiler.cargo).arg("build").args(FEATURE),
+        toolchain,
+    ))?;
+    let directory = workspace::target().join("other-layout");
+    fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+    let object = directory.join("proxy-ebpf.o");
+    let built = workspace::ebpf_target().join(EBPF_TARGET).join("release/proxy-ebpf");
+    object::publish(&built, &object, toolchain.compiler.llvm_major)?;
+    process::run(
+        Command::new(workspace::cargo())
+            .args(["build", "--package", "proxy-agent", "--bin", "proxy-agent"])
+            .args(FEATURE)
+            .env("PROXY_EBPF_OBJECT", &object)
+            .current_dir(workspace::root()),
+    )?;
+    let (from, to) = (
+        workspace::target().join("debug/proxy-agent"),
+        directory.join("proxy-agent"),
+    );
+    fs::copy(&from, &to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+    Ok(())
 }
 
 /// Builds the kernel programs and puts them where the agent's build script looks.

@@ -42,6 +42,7 @@ fn run_all(tally: &mut Tally) -> Result<()> {
     for problem in setup::tools(&toolchain) {
         eprintln!("missing: {problem}");
     }
+    build::other_layout(&toolchain)?;
     let agent = build::all(&toolchain, Profile::Dev)?;
     check_formatting(tally);
     check_lints(&toolchain, tally);

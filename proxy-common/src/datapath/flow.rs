@@ -30,6 +30,8 @@ pub fn twin_value<A: AddressBytes>(key: &FlowKey<A>, value: &FlowValue<A>) -> Fl
         address,
         port,
         other_port,
+        #[cfg(feature = "other-layout")]
+        added: 0,
         service: value.service,
         last_seen: value.last_seen,
         address_difference: checksum::negate(value.address_difference),
@@ -51,6 +53,8 @@ pub fn left_to_conntrack<A: AddressBytes>(key: &FlowKey<A>, service: u32, last_s
         address,
         port,
         other_port,
+        #[cfg(feature = "other-layout")]
+        added: 0,
         service,
         last_seen,
         address_difference: 0,

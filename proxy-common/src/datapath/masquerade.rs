@@ -52,6 +52,8 @@ pub(super) const fn unresolved<A: AddressBytes>(
         address: key.source,
         port: key.source_port,
         other_port: key.destination_port,
+        #[cfg(feature = "other-layout")]
+        added: 0,
         service,
         last_seen,
         address_difference: 0,

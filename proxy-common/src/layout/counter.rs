@@ -1,6 +1,6 @@
 //! Tables `reason_counts` (by `datapath::Reason`) and `service_counts` (by service id), per CPU.
 
-use super::plain;
+use super::{added, plain};
 
 /// Packets that met one reason.
 #[repr(C)]
@@ -16,6 +16,9 @@ pub struct Counter {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct ServiceCounter {
+    /// See [`super::added`]
+    #[cfg(feature = "other-layout")]
+    pub added: u64,
     /// New flows
     pub connections: u64,
     /// Packets rewritten, both directions
@@ -26,7 +29,7 @@ pub struct ServiceCounter {
 
 plain! {
     Counter = 16;
-    ServiceCounter = 24;
+    ServiceCounter = 24 + added(8);
 }
 
 impl core::iter::Sum for Counter {
@@ -41,6 +44,8 @@ impl core::iter::Sum for Counter {
 impl core::iter::Sum for ServiceCounter {
     fn sum<I: Iterator<Item = Self>>(counters: I) -> Self {
         counters.fold(Self::default(), |sum, counter| Self {
+            #[cfg(feature = "other-layout")]
+            added: 0,
             connections: sum.connections + counter.connections,
             packets: sum.packets + counter.packets,
             bytes: sum.bytes + counter.bytes,

@@ -1,6 +1,6 @@
 //! Tables `flows_v4` and `flows_v6`: what to rewrite in a packet, by its 5-tuple as seen at a hook.
 
-use super::{AddressBytes, plain};
+use super::{AddressBytes, added, plain};
 
 /// [`FlowKey::direction`]: seen at the ingress hook of an edge, where the destination is rewritten
 pub const INGRESS: u8 = 0;
@@ -38,6 +38,9 @@ pub struct FlowValue<A> {
     pub port: u16,
     /// New port of the other side, host byte order: differs from the key's only where two flows would collide
     pub other_port: u16,
+    /// See [`super::added`]
+    #[cfg(feature = "other-layout")]
+    pub added: u32,
     /// Id of the service port, key of `service_names`
     pub service: u32,
     /// Tick (see [`super::TICK_SHIFT`]) of the last packet
@@ -97,6 +100,6 @@ impl<A: AddressBytes> FlowKey<A> {
 plain! {
     FlowKey<[u8; 4]> = 16;
     FlowKey<[u8; 16]> = 40;
-    FlowValue<[u8; 4]> = 20;
-    FlowValue<[u8; 16]> = 32;
+    FlowValue<[u8; 4]> = 20 + added(4);
+    FlowValue<[u8; 16]> = 32 + added(4);
 }

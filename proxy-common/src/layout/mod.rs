@@ -36,7 +36,13 @@ pub use socket::{SocketKey, SocketSettings, SocketValue, TO_BACKEND, TO_FRONTEND
 pub use source::{LOCAL_PODS, Source, SourceKey};
 
 /// Version of all layouts together; part of the pin directory's name.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = if cfg!(feature = "other-layout") { 1004 } else { 4 };
+
+/// Bytes that the feature `other-layout` adds to some types: a build with it stands for one of another version, by which tests
+/// see how one takes over from the other.
+const fn added(bytes: usize) -> usize {
+    if cfg!(feature = "other-layout") { bytes } else { 0 }
+}
 
 mod private {
     /// Keeps [`super::Plain`] and [`super::AddressBytes`] to the types of this room.

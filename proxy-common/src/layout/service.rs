@@ -40,6 +40,9 @@ impl<A: AddressBytes> ServiceKey<A> {
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct ServiceValue {
+    /// ClientIP affinity timeout in seconds, [`AFFINITY_NONE`] without affinity
+    #[cfg(feature = "other-layout")]
+    pub affinity_timeout: u32,
     /// Id of the service port, key of `service_names` and `service_counts`; shared by all its frontends
     pub service: u32,
     /// Bits of [`service_flags`]
@@ -53,6 +56,7 @@ pub struct ServiceValue {
     /// Number of endpoints in `local_set`
     pub local_count: u32,
     /// ClientIP affinity timeout in seconds, [`AFFINITY_NONE`] without affinity
+    #[cfg(not(feature = "other-layout"))]
     pub affinity_timeout: u32,
 }
 
