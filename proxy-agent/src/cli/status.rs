@@ -132,9 +132,20 @@ fn text(status: &Status) -> String {
             reason.reason.clone(),
         ]);
     }
+    let previous = status.previous.map_or_else(String::new, |previous| {
+        let who = if previous.decides {
+            "decide on all packets until these know all Services"
+        } else {
+            "are left to their programs"
+        };
+        format!(
+            "Previous: {} flow entries in the tables before; these {who}\n",
+            previous.flows
+        )
+    });
     let kube_proxy = kube_proxy(status);
     format!(
-        "Pin directory: {} (layout version {})\nAgent: {agent}\nSockets of processes: {attached}\n{kube_proxy}\n{devices}\n\n\
+        "Pin directory: {} (layout version {})\nAgent: {agent}\n{previous}Sockets of processes: {attached}\n{kube_proxy}\n{devices}\n\n\
          {fills}\n\n{reasons}",
         status.pin_directory.display(),
         status.layout_version,

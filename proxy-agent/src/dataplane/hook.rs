@@ -73,7 +73,7 @@ pub(super) struct Place {
 
 impl Place {
     /// Every program. Frozen: other versions look for them by these names.
-    const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 5] = [
         Self::new("ingress", "previous_tc", 0),
         Self::new("egress", "previous_tc", 1),
         Self::new("ingress_l3", "previous_tc", 2),
@@ -83,12 +83,6 @@ impl Place {
 
     const fn new(name: &'static str, list: &'static str, index: u32) -> Self {
         Self { name, list, index }
-    }
-
-    /// The place of a program by its name; `None` if it is none of ours.
-    pub(super) fn of_program(name: &str) -> Option<Self> {
-        let name = name.strip_suffix(HEIR).unwrap_or(name);
-        Self::ALL.into_iter().find(|place| place.name == name)
     }
 }
 

@@ -63,6 +63,9 @@ use crate::{
 pub use attach::Method;
 pub use object::{LogLevel, has_programs};
 
+/// How long devices may take until new programs are at all of them, before these lead nevertheless.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How the dataplane is to be set up.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -119,8 +122,8 @@ pub struct Dataplane {
     device_problems: Vec<Problem>,
     socket_problems: Vec<Problem>,
     handover_problem: Option<Problem>,
-    /// All that is to be served has been written once
-    complete: bool,
+    /// Since when all that is to be served has been written
+    complete: Option<Duration>,
     _lock: PinLock,
 }
 
@@ -138,10 +141,10 @@ impl Dataplane {
     pub fn open(options: Options, now: Duration) -> Result<Self> {
         let lock = options.pin.claim()?;
         let previous = generation::settle(&options.pin, &options.table_sizes)?;
-        let mut programs = load(&options, previous.as_ref().map(Previous::leader))?;
+        let programs = load(&options, previous.as_ref().map(Previous::leader))?;
         let begin = |previous| {
             let patience = Duration::from_nanos(u64::from(options.timeouts.longest()) << TICK_SHIFT);
-            Handover::begin(options.pin.generation(), previous, &mut programs, patience, now)
+            Handover::begin(options.pin.generation(), previous, patience, now)
         };
         let handover = previous.map(begin).transpose()?;
         let mut programmer =
@@ -168,7 +171,7 @@ impl Dataplane {
             device_problems: Vec::new(),
             socket_problems: Vec::new(),
             handover_problem: None,
-            complete: false,
+            complete: None,
             _lock: lock,
         })
     }
@@ -221,7 +224,7 @@ impl Dataplane {
             self.takeover.look(now);
             self.settle_takeover(now);
         }
-        self.complete = true;
+        self.complete.get_or_insert(now);
         self.advance_handover(now);
     }
 
@@ -329,8 +332,11 @@ impl Dataplane {
             return Ok(());
         };
         if handover.follows() {
-            // Were an old program still at a hook, it would not know of new flows.
-            if !self.complete || !self.device_problems.is_empty() {
+            // Were an old program still at a hook, it would not know of new flows; but what can't be helped is not waited for.
+            let Some(complete) = self.complete else {
+                return Ok(());
+            };
+            if !self.device_problems.is_empty() && now < complete + DEVICE_PATIENCE {
                 return Ok(());
             }
             handover.lead(&mut self.programmer, now)?;
@@ -346,9 +352,6 @@ impl Dataplane {
         self.programs = load(&self.options, None)?;
         self.attacher = Attacher::new(self.options.pin.clone(), self.options.attach);
         self.sync_edges(now);
-        if !self.device_problems.is_empty() {
-            return Ok(());
-        }
         if let Some(handover) = self.handover.take() {
             handover.finish()?;
         }

@@ -10,8 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::ProgramArray,
-    programs::{CgroupSockAddr, ProgramError, ProgramFd, SchedClassifier, TcError, Xdp},
+    programs::{CgroupSockAddr, ProgramError, SchedClassifier, TcError, Xdp},
     sys::SyscallError,
     util::KernelVersion,
 };
@@ -24,8 +23,8 @@ use proxy_common::layout::{
 use super::{
     cgroup::{Mode, SocketHook},
     edge::Framing,
-    generation::Generation,
-    hook::{HEIR, Hook, Place},
+    generation::{Generation, Types, heal},
+    hook::{HEIR, Hook},
     pin::PinDirectory,
     raw::{self, BytesMap, Raw},
 };
@@ -66,6 +65,8 @@ pub(super) struct Programs {
     heirs: bool,
     /// Why sockets can't be served
     socket_obstacle: Option<io::Error>,
+    /// Where they are pinned
+    generation: Generation,
 }
 
 impl Programs {
@@ -128,11 +129,14 @@ impl Programs {
         }
         let mut programs = Self {
             heirs: previous.is_some(),
+            generation: pin.generation(),
             ebpf: loader
                 .load(object)
                 .map_err(|error| explain(error.into()).context("cannot make the BPF maps"))?,
             socket_obstacle,
         };
+        Types::pin(object, &programs.generation)?;
+        heal(&programs.generation)?;
         for hook in Hook::ALL {
             programs.program(hook, Framing::Ethernet)?;
         }
@@ -172,6 +176,7 @@ impl Programs {
         let program: &mut SchedClassifier = program.try_into().with_context(|| format!("program {name}"))?;
         if program.fd().is_err() {
             program.load().map_err(|error| verification(name, error))?;
+            self.generation.keep_program(name, program.fd()?.as_fd())?;
         }
         Ok(program)
     }
@@ -191,22 +196,13 @@ impl Programs {
         let program: &mut Xdp = program.try_into().with_context(|| format!("program {name}"))?;
         if program.fd().is_err() {
             program.load().map_err(|error| verification(name, error))?;
+            self.generation.keep_program(name, program.fd()?.as_fd())?;
         }
         Ok(program)
     }
 
     fn name_of(&self, name: &str) -> String {
         format!("{name}{}", if self.heirs { HEIR } else { "" })
-    }
-
-    /// Has the heir at a place leave packets to this program of the previous generation.
-    ///
-    /// # Errors
-    /// If the kernel refuses: such programs can't call each other.
-    pub(super) fn set_previous(&mut self, place: Place, program: &ProgramFd) -> Result<()> {
-        let list = self.ebpf.map_mut(place.list);
-        let list = list.with_context(|| format!("the eBPF object has no map {}", place.list))?;
-        Ok(ProgramArray::try_from(list)?.set(place.index, program, 0)?)
     }
 }
 

@@ -20,13 +20,13 @@ pub(super) struct Raw<T: Plain>(pub(super) T);
 unsafe impl<T: Plain> aya::Pod for Raw<T> {}
 
 /// Commands of `enum bpf_cmd` (include/uapi/linux/bpf.h).
+const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
-const BPF_BTF_GET_FD_BY_ID: libc::c_int = 19;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_LINK_UPDATE: libc::c_int = 29;
@@ -92,23 +92,17 @@ struct Element {
     flags: u64,
 }
 
-/// `union bpf_attr` for `BPF_BTF_GET_FD_BY_ID`.
+/// Beginning of `union bpf_attr` for `BPF_MAP_CREATE`.
 #[repr(C)]
 #[derive(Default)]
-struct BtfById {
-    btf_id: u32,
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
 }
 
-/// Beginning of `struct bpf_btf_info`.
-#[repr(C)]
-#[derive(Default)]
-struct BtfInfo {
-    btf: u64,
-    btf_size: u32,
-    id: u32,
-}
-
-/// `struct bpf_map_info` up to its type information.
+/// Beginning of `struct bpf_map_info`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct MapInfo {
@@ -119,18 +113,6 @@ pub(super) struct MapInfo {
     pub(super) key_size: u32,
     /// Size of a value in bytes
     pub(super) value_size: u32,
-    max_entries: u32,
-    map_flags: u32,
-    name: [u8; 16],
-    ifindex: u32,
-    btf_vmlinux_value_type_id: u32,
-    netns_dev: u64,
-    netns_ino: u64,
-    btf_id: u32,
-    /// Type of a key in the map's type information, 0 without
-    pub(super) btf_key_type_id: u32,
-    /// Type of a value in the map's type information, 0 without
-    pub(super) btf_value_type_id: u32,
 }
 
 /// Beginning of `struct bpf_link_info` for a tcx link; one of XDP has the same fields but for the last.
@@ -403,39 +385,30 @@ impl BytesMap {
         Ok(Self { fd, info, cell })
     }
 
+    /// A new array of one value.
+    pub(super) fn of_one_value(value_size: u32) -> io::Result<Self> {
+        /// `BPF_MAP_TYPE_ARRAY`
+        const ARRAY: u32 = 2;
+        let mut attributes = MapCreate {
+            map_type: ARRAY,
+            key_size: 4,
+            value_size,
+            max_entries: 1,
+        };
+        // SAFETY: `MapCreate` is the beginning of `union bpf_attr` for the command and holds no pointers.
+        let fd = unsafe { bpf(BPF_MAP_CREATE, &mut attributes)? };
+        // SAFETY: the kernel just made this descriptor for us alone.
+        Self::new(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// Pins it at a path.
+    pub(super) fn pin(&self, path: &Path) -> io::Result<()> {
+        object_pin(self.fd.as_fd(), path)
+    }
+
     /// What the kernel says of it.
     pub(super) const fn info(&self) -> &MapInfo {
         &self.info
-    }
-
-    /// Its type information, if it has some.
-    pub(super) fn type_information(&self) -> io::Result<Option<Vec<u8>>> {
-        if self.info.btf_id == 0 {
-            return Ok(None);
-        }
-        let mut attributes = BtfById {
-            btf_id: self.info.btf_id,
-        };
-        // SAFETY: `BtfById` is the beginning of `union bpf_attr` for the command and holds no pointers.
-        let fd = unsafe { bpf(BPF_BTF_GET_FD_BY_ID, &mut attributes)? };
-        // SAFETY: the kernel just made this descriptor for us alone.
-        let btf = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: `BtfInfo` is the beginning of `struct bpf_btf_info`; a null pointer of no length is not written to.
-        let info: BtfInfo = unsafe { object_info(btf.as_fd())? };
-        let mut bytes = vec![0_u8; info.btf_size as usize];
-        let mut info = BtfInfo {
-            btf: address(bytes.as_mut_ptr()),
-            btf_size: info.btf_size,
-            id: 0,
-        };
-        let mut attributes = GetInfo {
-            bpf_fd: btf.as_raw_fd().cast_unsigned(),
-            info_len: size::<BtfInfo>(),
-            info: address(&raw mut info),
-        };
-        // SAFETY: `info` is valid for reads and writes of its size, and `bytes` has the room that it says.
-        unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)? };
-        Ok(Some(bytes))
     }
 
     /// Runs a command on one entry; `None` if there is none.

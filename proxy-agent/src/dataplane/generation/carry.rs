@@ -6,14 +6,15 @@ use anyhow::{Context as _, Result};
 use proxy_common::layout::{
     Counter, FlowKey, INGRESS, Plain, ServiceCounter, TableKind, TableSpec,
     tables::{
-        self, ADDRESSES_V4, ADDRESSES_V6, DEVICES, FLOWS_V4, FLOWS_V6, FRAGMENTS_V4, FRAGMENTS_V6, HELD_FRAGMENTS,
-        REASON_COUNTS, REASONS_BEFORE, SERVICE_COUNTS, SERVICE_NAMES, SERVICES_BEFORE, SOCKETS_V4, SOCKETS_V6,
+        self, ADDRESSES_V4, ADDRESSES_V6, AFFINITY_V4, AFFINITY_V6, DEVICES, FLOWS_V4, FLOWS_V6, FRAGMENTS_V4,
+        FRAGMENTS_V6, HELD_FRAGMENTS, REASON_COUNTS, REASONS_BEFORE, SERVICE_COUNTS, SERVICE_NAMES, SERVICES_BEFORE,
+        SOCKETS_V4, SOCKETS_V6,
     },
 };
 
 use super::{
     Generation,
-    record::{Conversion, Record},
+    record::{Conversion, Types},
 };
 use crate::dataplane::{
     address::Address,
@@ -50,21 +51,22 @@ impl Pair {
             return Ok(None);
         };
         let to = BytesMap::open(&own.map(name))?;
-        let (Some(old), Some(new)) = (Record::of(&from), Record::of(&to)) else {
+        let table = |generation, map| Types::of(generation)?.table(name, map);
+        let (Some(old), Some(new)) = (table(previous, &from), table(own, &to)) else {
             return Ok(None);
         };
         let conversions = Conversion::exact(&old.0, &new.0).zip(Conversion::between(&old.1, &new.1));
         Ok(conversions.map(|(key, value)| Self { from, to, key, value }))
     }
 
-    /// Copies every entry that is not there yet. Gives how many didn't fit.
-    fn copy(&self) -> io::Result<usize> {
+    /// Copies every entry, as far as `update` lets it replace what is there. Gives how many didn't fit.
+    fn copy(&self, update: Update) -> io::Result<usize> {
         let mut entries = Vec::new();
         self.from
             .scan(&mut |key, value| entries.push((self.key.apply(key), self.value.apply(value))))?;
         let mut left = 0;
         for (key, value) in entries {
-            match self.to.set(&key, &value, Update::New) {
+            match self.to.set(&key, &value, update) {
                 Err(error) if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) => left += 1,
                 set => {
                     set?;
@@ -94,7 +96,7 @@ pub(super) fn tables(previous: &Generation, own: &Generation) -> Result<()> {
             continue;
         };
         let left = pair
-            .copy()
+            .copy(Update::New)
             .with_context(|| format!("cannot carry table {} over", spec.name))?;
         if left > 0 {
             tracing::warn!(
@@ -111,10 +113,22 @@ pub(super) fn tables(previous: &Generation, own: &Generation) -> Result<()> {
 /// # Errors
 /// If a table can't be read or written.
 pub(super) fn sockets(previous: &Generation, own: &Generation) -> Result<()> {
-    for spec in [SOCKETS_V4, SOCKETS_V6] {
+    copy_all(previous, own, [SOCKETS_V4, SOCKETS_V6], Update::New)
+}
+
+/// Carries over the affinity of clients once more: this generation has written none while it followed.
+///
+/// # Errors
+/// If a table can't be read or written.
+pub(super) fn affinity(previous: &Generation, own: &Generation) -> Result<()> {
+    copy_all(previous, own, [AFFINITY_V4, AFFINITY_V6], Update::Any)
+}
+
+fn copy_all(previous: &Generation, own: &Generation, specs: [TableSpec; 2], update: Update) -> Result<()> {
+    for spec in specs {
         if let Some(pair) = Pair::open(previous, own, spec.name).with_context(|| format!("table {}", spec.name))? {
             // None is too many for a table that forgets the oldest.
-            pair.copy()
+            pair.copy(update)
                 .with_context(|| format!("cannot carry table {} over", spec.name))?;
         }
     }

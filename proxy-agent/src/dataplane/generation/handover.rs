@@ -3,15 +3,15 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher as _, RandomState},
-    sync::mpsc::{Receiver, TryRecvError, channel},
+    os::fd::AsRawFd as _,
+    thread::JoinHandle,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
-use aya::programs::loaded_programs;
 use proxy_common::layout::{
     handover::{FOLLOWS, LEADS},
-    tables::{FLOWS_V4, FLOWS_V6, HANDOVER, SERVICES_V4},
+    tables::{FLOWS_V4, FLOWS_V6, HANDOVER},
 };
 
 use super::{
@@ -24,7 +24,7 @@ use crate::dataplane::{
     object::Programs,
     pin,
     programmer::{GRACE, Programmer},
-    raw::{BytesMap, Update},
+    raw::{self, BytesMap, Update},
     tcx,
 };
 
@@ -50,7 +50,7 @@ pub(in crate::dataplane) struct Handover {
     own: Generation,
     previous: Previous,
     stage: Stage,
-    round: Option<Receiver<Round>>,
+    round: Option<JoinHandle<Round>>,
     next_round: Duration,
     idle: Idle,
     /// Longest time that a flow may be without packets
@@ -66,7 +66,6 @@ impl Handover {
     pub(in crate::dataplane) fn begin(
         own: Generation,
         previous: Previous,
-        programs: &mut Programs,
         patience: Duration,
         now: Duration,
     ) -> Result<Self> {
@@ -78,7 +77,7 @@ impl Handover {
             carry::counters(previous.leader(), &own)?;
             Stage::Following
         };
-        tell_programs(previous.leader(), programs)?;
+        tell_programs(previous.leader(), &own)?;
         for generation in &previous.chain {
             adopt(generation, &own)?;
         }
@@ -120,6 +119,7 @@ impl Handover {
             older = older.previous();
         }
         self.admit(programmer, now)?;
+        carry::affinity(self.previous.leader(), &self.own)?;
         carry::counters(self.previous.leader(), &self.own)?;
         set_word(&self.own, LEADS)?;
         self.stage = Stage::Leading(now);
@@ -145,13 +145,13 @@ impl Handover {
         let Stage::Leading(since) = self.stage else {
             return Ok(false);
         };
-        if let Some(round) = &self.round {
-            let round = match round.try_recv() {
-                Ok(round) => round,
-                Err(TryRecvError::Empty) => return Ok(false),
-                Err(TryRecvError::Disconnected) => anyhow::bail!("moving flows has ended before its time"),
+        if self.round.as_ref().is_some_and(|round| !round.is_finished()) {
+            return Ok(false);
+        }
+        if let Some(round) = self.round.take() {
+            let Ok(round) = round.join() else {
+                anyhow::bail!("moving flows has ended before its time");
             };
-            self.round = None;
             let pass = round.pass?;
             tracing::debug!(moved = pass.moved, left = pass.left, "flows of the previous generation");
             // No program that began before this generation led is still at work.
@@ -167,17 +167,13 @@ impl Handover {
             carry::counters(self.previous.leader(), &self.own)?;
         }
         if now >= self.next_round {
-            let (sender, receiver) = channel();
             let (previous, own) = (self.previous.leader().clone(), self.own.clone());
             let last = now >= since + GRACE;
-            std::thread::Builder::new()
-                .name("move-flows".to_owned())
-                .spawn(move || {
-                    let pass = flows::shift(&previous, &own, last);
-                    // Nobody waits for it if the agent ends.
-                    let _sent = sender.send(Round { began: now, pass });
-                })?;
-            self.round = Some(receiver);
+            let thread = std::thread::Builder::new().name("move-flows".to_owned());
+            self.round = Some(thread.spawn(move || Round {
+                began: now,
+                pass: flows::shift(&previous, &own, last),
+            })?);
         }
         Ok(false)
     }
@@ -205,32 +201,20 @@ fn set_word(own: &Generation, word: u32) -> Result<()> {
     Ok(())
 }
 
-/// Puts the programs of a generation, which are those that use its table of services, where the new ones find them.
-fn tell_programs(leader: &Generation, programs: &mut Programs) -> Result<()> {
-    let services = BytesMap::open(&leader.map(SERVICES_V4.name));
-    let Ok(services) = services.map(|map| map.info().id) else {
-        tracing::warn!("the programs of the previous generation are not to be found: its flows end");
-        return Ok(());
-    };
-    let mut found = HashMap::new();
-    for program in loaded_programs().filter_map(Result::ok) {
-        let Some(place) = program.name_as_str().and_then(Place::of_program) else {
-            continue;
-        };
-        if program
-            .map_ids()
-            .ok()
-            .flatten()
-            .is_some_and(|ids| ids.contains(&services))
-        {
-            // The latest is the one with the greatest id.
-            found.insert(place, program);
+/// Puts the programs of a generation where the new ones find them.
+fn tell_programs(leader: &Generation, own: &Generation) -> Result<()> {
+    for place in Place::ALL {
+        let path = leader.program(place.name);
+        if path.exists() {
+            let program = raw::object_get(&path)?;
+            // What is written to a list of programs is a descriptor.
+            BytesMap::open(&own.map(place.list))
+                .and_then(|list| {
+                    let descriptor = program.as_raw_fd().to_ne_bytes();
+                    list.set(&place.index.to_ne_bytes(), &descriptor, Update::Any)
+                })
+                .with_context(|| format!("cannot call the previous program {}", path.display()))?;
         }
-    }
-    for (place, program) in found {
-        programs
-            .set_previous(place, &program.fd()?)
-            .with_context(|| format!("cannot call the previous program {}", place.name))?;
     }
     Ok(())
 }
@@ -249,6 +233,13 @@ fn adopt(from: &Generation, own: &Generation) -> Result<()> {
         }
     }
     Ok(())
+}
+
+impl Drop for Handover {
+    fn drop(&mut self) {
+        // Whoever has the pin directory next must be the only one to write there. A panic is told by its own message.
+        let _ended = self.round.take().map(JoinHandle::join);
+    }
 }
 
 /// Flows that can't be moved, and since when they are as they are.

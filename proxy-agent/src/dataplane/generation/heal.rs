@@ -1,60 +1,67 @@
-//! Pins of tables that went lost, or were replaced, while the programs still have the tables.
+//! Pins of tables that went lost, or were replaced: every table is pinned twice.
 
-use std::{collections::BTreeMap, fs, io, os::fd::AsFd as _};
+use std::{fs, io, path::Path};
 
 use anyhow::{Context as _, Result};
-use aya::{maps::MapInfo, programs::loaded_programs};
+use aya::programs::ProgramInfo;
 use proxy_common::layout::tables;
 
 use super::Generation;
-use crate::dataplane::{hook::Place, raw, raw::BytesMap};
+use crate::dataplane::{pin, raw::BytesMap};
 
-/// Pins the tables again that the programs of a generation use and that aren't pinned under their names.
+/// Pins the tables of a generation again that are not pinned under their names any more, and those anew that are pinned only
+/// once. What is pinned in the place of a table that the programs don't know is set aside: it may be somebody's.
 ///
-/// Its programs are those that use most of what is pinned. A table that only the agent uses is none of theirs: it stays lost.
-pub(super) fn heal(generation: &Generation) -> Result<()> {
-    let pinned = |name: &str| {
-        let map = BytesMap::open(&generation.map(name)).ok()?;
-        Some((name.to_owned(), map.info().id))
-    };
-    let pins: BTreeMap<String, u32> = tables::ALL.iter().filter_map(|spec| pinned(spec.name)).collect();
-    let mut best: (usize, BTreeMap<String, u32>) = (0, BTreeMap::new());
-    for program in loaded_programs().filter_map(Result::ok) {
-        if program.name_as_str().and_then(Place::of_program).is_none() {
-            continue;
-        }
-        let ids = program.map_ids().ok().flatten().unwrap_or_default();
-        let named = |id: u32| Some((MapInfo::from_id(id).ok()?.name_as_str()?.to_owned(), id));
-        let used: BTreeMap<String, u32> = ids.into_iter().filter_map(named).collect();
-        let shared = used.iter().filter(|(name, id)| pins.get(*name) == Some(id)).count();
-        if shared * 2 > used.len() && shared > best.0 {
-            best = (shared, used);
-        }
+/// # Errors
+/// If a pin can't be made.
+pub(in crate::dataplane) fn heal(generation: &Generation) -> Result<()> {
+    let mut used = Vec::new();
+    for path in pin::entries(&generation.program(""))? {
+        used.extend(
+            ProgramInfo::from_pin(&path)
+                .and_then(|program| program.map_ids())
+                .ok()
+                .flatten()
+                .unwrap_or_default(),
+        );
     }
-    for (name, id) in best.1 {
-        let is_table = tables::ALL.iter().any(|spec| spec.name == name);
-        if !is_table || pins.get(&name) == Some(&id) {
-            continue;
+    for spec in &tables::ALL {
+        let (path, spare) = (generation.map(spec.name), generation.spare(spec.name));
+        match (map(&path)?, map(&spare)?) {
+            (Some(map), None) => pin_at(&map, &spare)?,
+            (None, Some(map)) => {
+                tracing::warn!("the table that was pinned at {} is pinned again", path.display());
+                pin_at(&map, &path)?;
+            }
+            (Some(present), Some(map)) if present.info().id != map.info().id && !used.contains(&present.info().id) => {
+                let foreign = generation.map(&format!("foreign_{}", spec.name));
+                fs::rename(&path, &foreign).with_context(|| format!("cannot move {}", path.display()))?;
+                let foreign = foreign.display();
+                tracing::warn!(
+                    "{} is no table of ours: it is {foreign} now, and the table pinned again",
+                    path.display()
+                );
+                pin_at(&map, &path)?;
+            }
+            (Some(present), Some(map)) if present.info().id != map.info().id => {
+                pin::remove(&spare)?;
+                pin_at(&present, &spare)?;
+            }
+            _ => {}
         }
-        let path = generation.map(&name);
-        tracing::warn!("{} is pinned again: the programs use it still", path.display());
-        set_aside(generation, &name)?;
-        let map = MapInfo::from_id(id).and_then(|info| info.fd());
-        let map = map.with_context(|| format!("cannot open table {name} by its id"))?;
-        raw::object_pin(map.as_fd(), &path).with_context(|| format!("cannot pin {}", path.display()))?;
     }
     Ok(())
 }
 
-/// Whatever has the name of a table is not ours: it is kept, under another name, for whose it may be.
-fn set_aside(generation: &Generation, name: &str) -> Result<()> {
-    let (path, foreign) = (generation.map(name), generation.map(&format!("foreign_{name}")));
-    match fs::rename(&path, &foreign) {
-        Ok(()) => {
-            tracing::warn!("what was pinned there is now {}", foreign.display());
-            Ok(())
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("cannot move {}", path.display())),
+/// The map pinned at a path; `None` if nothing is, or something else.
+fn map(path: &Path) -> Result<Option<BytesMap>> {
+    match BytesMap::open(path) {
+        Ok(map) => Ok(Some(map)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot open the map pinned at {}", path.display())),
     }
+}
+
+fn pin_at(map: &BytesMap, path: &Path) -> Result<()> {
+    map.pin(path).with_context(|| format!("cannot pin {}", path.display()))
 }

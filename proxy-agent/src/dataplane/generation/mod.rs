@@ -13,9 +13,13 @@
 //! 4. the flows are moved over ([`flows`]), and when none is left, programs without a look at old tables replace these, and the
 //!    old generation is removed.
 //!
+//! Everything that a new generation needs of an old one is pinned there: programs, and the type information of the tables. For to
+//! get at them by their ids takes `CAP_SYS_ADMIN`, which an agent needn't have.
+//!
 //! Each step may be the last one before a crash: the next agent finds in the directories and in table `handover` how far it
 //! came, and goes on. What is frozen across layout versions for this: the key of the flow tables, their names, table `handover`,
-//! the names of programs, links and filters, and these directories.
+//! the names of programs, links and filters, and these directories
+//! and what is in them.
 
 pub(super) mod carry;
 mod flows;
@@ -26,16 +30,20 @@ mod record;
 use std::{
     collections::BTreeMap,
     fs,
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
 use proxy_common::layout::{TableSpec, handover::LEADS, tables};
 
+pub(super) use {heal::heal, record::Types};
+
 use super::{
     clsact,
+    hook::HEIR,
     pin::{self, PinDirectory},
-    raw::BytesMap,
+    raw::{self, BytesMap},
     shape, tcx,
 };
 
@@ -62,6 +70,38 @@ impl Generation {
 
     fn maps(&self) -> PathBuf {
         self.directory.join("maps")
+    }
+
+    /// A second pin of the table called `name`.
+    fn spare(&self, name: &str) -> PathBuf {
+        self.spares().join(name)
+    }
+
+    fn spares(&self) -> PathBuf {
+        self.directory.join("spare")
+    }
+
+    /// Pin of the type information of the tables.
+    fn layout(&self) -> PathBuf {
+        self.directory.join("layout")
+    }
+
+    /// Pin of the program called `name`.
+    pub(super) fn program(&self, name: &str) -> PathBuf {
+        self.directory.join("programs").join(name)
+    }
+
+    /// Pins a program, in the place of the one of the last load.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub(super) fn keep_program(&self, name: &str, program: BorrowedFd<'_>) -> Result<()> {
+        let path = self.program(name.strip_suffix(HEIR).unwrap_or(name));
+        let new = self.program("new");
+        pin::remove(&new)?;
+        raw::object_pin(program, &new)
+            .and_then(|()| fs::rename(&new, &path))
+            .with_context(|| format!("cannot pin the program at {}", path.display()))
     }
 
     pub(super) fn links(&self) -> PathBuf {
@@ -111,7 +151,8 @@ impl Generation {
     }
 
     fn make(&self) -> Result<()> {
-        for directory in [self.maps(), self.links(), self.filters()] {
+        let programs = self.directory.join("programs");
+        for directory in [self.maps(), self.spares(), self.links(), self.filters(), programs] {
             pin::make_directory(&directory)?;
         }
         Ok(())
@@ -212,12 +253,10 @@ pub(super) fn settle(pin: &PinDirectory, sizes: &BTreeMap<String, u32>) -> Resul
     let own = pin.generation();
     let aside = Generation::new(pin.root().join(ASIDE));
     if own.exists() && !pin::entries(&own.maps())?.is_empty() {
-        heal::heal(&own)?;
+        own.make()?;
+        heal(&own)?;
         match own.misfit(sizes) {
-            None => {
-                own.make()?;
-                return Ok(Previous::of(&own));
-            }
+            None => return Ok(Previous::of(&own)),
             Some(reason) => {
                 tracing::info!("new tables are made, and flows and counters are carried over: {reason}");
                 move_directory(&own, &aside)?;
@@ -237,7 +276,7 @@ pub(super) fn settle(pin: &PinDirectory, sizes: &BTreeMap<String, u32>) -> Resul
     if let Some(last) = others.pop()
         && !own.previous().exists()
     {
-        heal::heal(&last)?;
+        heal(&last)?;
         move_directory(&last, &own.previous())?;
     }
     for stray in others {
@@ -250,4 +289,95 @@ pub(super) fn settle(pin: &PinDirectory, sizes: &BTreeMap<String, u32>) -> Resul
 fn move_directory(from: &Generation, to: &Generation) -> Result<()> {
     let (from, to) = (&from.directory, &to.directory);
     fs::rename(from, to).with_context(|| format!("cannot move {} to {}", from.display(), to.display()))
+}
+
+/// What is left of the tables before those of now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PreviousStatus {
+    /// Whether its programs still decide on new flows
+    pub decides: bool,
+    /// Entries of flows that are still there
+    pub flows: u64,
+}
+
+/// Looks at what is being taken over; `None` if nothing is.
+///
+/// # Errors
+/// If a table can't be read.
+pub(super) fn previous_status(pin: &PinDirectory) -> Result<Option<PreviousStatus>> {
+    let Some(previous) = Previous::of(&pin.generation()) else {
+        return Ok(None);
+    };
+    let mut flows = 0;
+    for table in [tables::FLOWS_V4, tables::FLOWS_V6] {
+        if let Ok(table) = BytesMap::open(&previous.leader().map(table.name)) {
+            table
+                .scan(&mut |_, _| flows += 1)
+                .context("cannot read the flows of the tables before")?;
+        }
+    }
+    Ok(Some(PreviousStatus {
+        decides: !previous.own_leads,
+        flows,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::offset_of;
+
+    use proxy_common::layout::{EGRESS, FlowKey, INGRESS, handover::FOLLOWS};
+
+    use super::*;
+    use crate::dataplane::hook::Place;
+
+    /// Other versions look for these: they may be added to, and not changed.
+    #[test]
+    fn frozen_names_and_keys() {
+        type Key = FlowKey<[u8; 16]>;
+        assert_eq!((size_of::<FlowKey<[u8; 4]>>(), size_of::<Key>()), (16, 40));
+        let offsets = [
+            offset_of!(Key, source),
+            offset_of!(Key, destination),
+            offset_of!(Key, source_port),
+            offset_of!(Key, destination_port),
+            offset_of!(Key, protocol),
+            offset_of!(Key, direction),
+        ];
+        assert_eq!(offsets, [0, 16, 32, 34, 36, 37]);
+        assert_eq!((INGRESS, EGRESS), (0, 1));
+        assert_eq!((FOLLOWS, LEADS), (1, 2));
+        for name in [
+            "flows_v4",
+            "flows_v6",
+            "service_names",
+            "reason_counts",
+            "service_counts",
+            "handover",
+        ] {
+            assert!(tables::ALL.iter().any(|spec| spec.name == name), "{name}");
+        }
+        let places = Place::ALL.map(|place| (place.name, place.list, place.index));
+        assert_eq!(
+            places,
+            [
+                ("ingress", "previous_tc", 0),
+                ("egress", "previous_tc", 1),
+                ("ingress_l3", "previous_tc", 2),
+                ("egress_l3", "previous_tc", 3),
+                ("forward", "previous_xdp", 0),
+            ]
+        );
+        let generation = Generation::new("/pins/v4");
+        for (path, expected) in [
+            (generation.map("flows_v4"), "/pins/v4/maps/flows_v4"),
+            (generation.program("ingress"), "/pins/v4/programs/ingress"),
+            (generation.layout(), "/pins/v4/layout"),
+            (generation.links(), "/pins/v4/links"),
+            (generation.filters(), "/pins/v4/filters"),
+            (generation.previous().directory, "/pins/v4/previous"),
+        ] {
+            assert_eq!(path, Path::new(expected));
+        }
+    }
 }

@@ -1,11 +1,15 @@
-//! What the kernel knows of a map's types: the fields of keys and values, by name. So a table of another build's layout can be
-//! read.
+//! What the fields of keys and values are, and where: each generation pins the type information (BTF) of its object, so that
+//! the next one can read its tables. (The kernel has that, too, but gives it to nobody without `CAP_SYS_ADMIN`.)
 
 use std::collections::BTreeMap;
 
 use btfparse::{Error, ErrorKind, Offset, Readable, TypeInformation, TypeVariant};
 
-use crate::dataplane::raw::BytesMap;
+use anyhow::{Context as _, Result};
+use object::{Object as _, ObjectSection as _};
+
+use super::Generation;
+use crate::dataplane::raw::{BytesMap, Update};
 
 /// A field: an integer, or an array of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,26 +40,66 @@ impl Readable for Bytes {
     }
 }
 
-impl Record {
-    /// Key and value of a map; `None` if the kernel doesn't know its types.
-    pub(super) fn of(map: &BytesMap) -> Option<(Self, Self)> {
-        let types = map.type_information().ok()??;
-        let types = TypeInformation::new(&Bytes(types)).ok()?;
-        let info = map.info();
-        let record = |id, size| {
-            let mut record = Self {
-                size,
-                ..Self::default()
-            };
-            record.read(&types, id, String::new(), 0)?;
-            Some(record)
-        };
-        Some((
-            record(info.btf_key_type_id, info.key_size as usize)?,
-            record(info.btf_value_type_id, info.value_size as usize)?,
-        ))
+/// The types of a build's tables.
+pub(in crate::dataplane) struct Types(TypeInformation);
+
+impl Types {
+    /// Those that a generation has pinned; `None` if there are none that can be read.
+    pub(super) fn of(generation: &Generation) -> Option<Self> {
+        let bytes = BytesMap::open(&generation.layout())
+            .ok()?
+            .get(&0_u32.to_ne_bytes())
+            .ok()??;
+        TypeInformation::new(&Bytes(bytes)).ok().map(Self)
     }
 
+    /// Pins those of an object, if a generation has none yet.
+    ///
+    /// # Errors
+    /// If the object has none, or the kernel refuses.
+    pub(in crate::dataplane) fn pin(object: &[u8], generation: &Generation) -> Result<()> {
+        let path = generation.layout();
+        if path.exists() {
+            return Ok(());
+        }
+        let section = object::File::parse(object)?;
+        let section = section.section_by_name(".BTF").context("the eBPF object has no BTF")?;
+        let types = section.data()?;
+        let map = BytesMap::of_one_value(u32::try_from(types.len())?).context("cannot make a map for the layout")?;
+        map.set(&0_u32.to_ne_bytes(), types, Update::Any)?;
+        map.pin(&path).with_context(|| format!("cannot pin {}", path.display()))
+    }
+
+    /// Key and value of a table; `None` if it is unknown.
+    pub(super) fn table(&self, spec_name: &str, map: &BytesMap) -> Option<(Record, Record)> {
+        let variable = self.0.get().values().find_map(|kind| match kind {
+            TypeVariant::Var(variable) if variable.name().as_deref() == Some(spec_name) => Some(*variable.tid()),
+            _ => None,
+        })?;
+        let TypeVariant::Struct(definition) = self.0.from_id(variable)? else {
+            return None;
+        };
+        let record = |name: &str, size: u32| {
+            let member = definition
+                .member_list()
+                .iter()
+                .find(|member| member.name().as_deref() == Some(name))?;
+            let TypeVariant::Ptr(pointer) = self.0.from_id(member.tid())? else {
+                return None;
+            };
+            let mut record = Record {
+                size: size as usize,
+                ..Record::default()
+            };
+            record.read(&self.0, *pointer.tid(), String::new(), 0)?;
+            (self.0.size_of(*pointer.tid()).ok()? == record.size).then_some(record)
+        };
+        let info = map.info();
+        Some((record("key", info.key_size)?, record("value", info.value_size)?))
+    }
+}
+
+impl Record {
     fn read(&mut self, types: &TypeInformation, id: u32, name: String, offset: usize) -> Option<()> {
         match types.from_id(id)? {
             TypeVariant::Struct(structure) => {

@@ -17,6 +17,7 @@ use crate::dataplane::{
     attach,
     cgroup::{self, Mode, SocketHook},
     edge::{self, Role, Why},
+    generation::{self, PreviousStatus},
     hook::Hook,
     kube_proxy::{self, Leftover},
     pin::PinDirectory,
@@ -31,6 +32,9 @@ pub struct Status {
     pub pin_directory: PathBuf,
     /// Version of the tables' layout
     pub layout_version: u32,
+    /// What is left of the tables before these; absent if nothing is
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous: Option<PreviousStatus>,
     /// The agent
     pub agent: AgentStatus,
     /// What is attached for processes
@@ -133,6 +137,7 @@ pub fn status(pin: &PinDirectory, tables: &Tables) -> Result<Status> {
     Ok(Status {
         pin_directory: pin.root().to_owned(),
         layout_version: layout::VERSION,
+        previous: generation::previous_status(pin)?,
         agent: AgentStatus {
             running: holder.is_some(),
             process: holder.and_then(|holder| holder.process),
