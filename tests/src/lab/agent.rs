@@ -30,6 +30,8 @@ pub struct AgentOptions {
     pub pin_directory: Option<PathBuf>,
     /// Goes on when the lab's value is dropped, for a lab that is kept
     pub leave_running: bool,
+    /// Another build than [`agent_binary`]
+    pub binary: Option<PathBuf>,
 }
 
 impl AgentOptions {
@@ -134,6 +136,21 @@ pub fn agent_binary() -> Result<PathBuf> {
         .context("no proxy-agent beside this program: run `cargo xtask build`, or set PROXY_AGENT to its path")
 }
 
+/// Path of an agent whose tables have another layout: `other-layout/proxy-agent` in the build directory.
+///
+/// # Errors
+/// There is none: the message says how to build it.
+pub fn other_agent_binary() -> Result<PathBuf> {
+    let this = env::current_exe()?;
+    let built = this
+        .ancestors()
+        .map(|directory| directory.join("other-layout/proxy-agent"));
+    built
+        .into_iter()
+        .find(|path| path.is_file())
+        .context("no agent with another layout: run `cargo xtask build --other-layout`")
+}
+
 impl Lab {
     /// Starts the agent of a node and waits until it has programmed all Services there are, or has ended.
     pub fn start_agent(&self, node: &str) -> Result<Agent> {
@@ -187,7 +204,12 @@ impl Lab {
             .pin_directory
             .clone()
             .unwrap_or_else(|| self.pin_directory(node));
-        let mut command = Command::new(agent_binary()?);
+        let binary = options.binary.clone().map_or_else(agent_binary, Ok)?;
+        self.binaries
+            .lock()
+            .expect("nobody panics here")
+            .insert(node.to_owned(), binary.clone());
+        let mut command = Command::new(binary);
         command
             .args(["run", "--node-name", node])
             .args(match &options.kubeconfig {
@@ -215,6 +237,8 @@ impl Lab {
         self.adopt(&child)?;
         let verifier = match options.kubeconfig {
             Some(_) => None,
+            // This program knows the layout of its own build only.
+            None if options.binary.is_some() => None,
             None => Some(self.verifier(node, pin, &options.arguments)?),
         };
         Ok(Agent {
@@ -254,12 +278,13 @@ impl Lab {
         self.estate.adopt(child.id())
     }
 
-    /// Runs a reading command of the agent's binary on the pinned tables of a node, in the node's namespace.
+    /// Runs a reading command of the binary of the agent that was started last on the pinned tables of a node, in the node's namespace.
     ///
     /// # Errors
     /// It ended with a status other than 0.
     pub fn ask_agent(&self, node: &str, command: &str, arguments: &[&str]) -> Result<String> {
-        let binary = agent_binary()?;
+        let binary = self.binaries.lock().expect("nobody panics here").get(node).cloned();
+        let binary = binary.map_or_else(agent_binary, Ok)?;
         let pins = self.pin_directory(node);
         let (binary, pins) = (binary.to_string_lossy(), pins.to_string_lossy());
         let arguments: Vec<&str> = [command, "--pin-dir", &pins]

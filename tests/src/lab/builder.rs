@@ -137,6 +137,7 @@ impl Builder {
                 fabric,
                 applied: Mutex::default(),
                 round: Mutex::default(),
+                binaries: Mutex::default(),
                 last_failure: Mutex::default(),
                 findings: Arc::default(),
                 estate,

@@ -100,7 +100,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 pub use address::{Addresses, Family};
-pub use agent::{Agent, AgentOptions, agent_binary};
+pub use agent::{Agent, AgentOptions, agent_binary, other_agent_binary};
 pub use builder::Builder;
 use cgroup::Cgroups;
 pub use client::{Answer, Connection, RequestError, UdpClient, request, tcp_request, udp_request};
@@ -232,6 +232,8 @@ pub struct Lab {
     fabric: Fabric,
     applied: Mutex<BTreeMap<String, Service>>,
     round: Mutex<u16>,
+    /// The build that each node's agent was started with last
+    binaries: Mutex<BTreeMap<String, PathBuf>>,
     last_failure: Mutex<Option<Request>>,
     findings: verify::Findings,
     // Cgroups can be removed when all that was in them is gone.

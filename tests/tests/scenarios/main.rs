@@ -12,6 +12,7 @@ mod empty;
 mod endpoint;
 mod forwarding;
 mod fragment;
+mod generation;
 mod host;
 mod ingress;
 mod locality;

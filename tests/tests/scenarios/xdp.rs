@@ -11,7 +11,7 @@ use proxy_tests::{
 };
 
 use super::{
-    fragment,
+    fragment, generation,
     outside::{self, cluster, expose_each, frontends, start_agents},
     reject, rollout, silence, size,
 };
@@ -56,6 +56,8 @@ under_xdp! {
     fragment::large_datagrams_on_strict_nodes;
     fragment::fragments_in_any_order;
     size::tcp_discovers_the_path_mtu_through_every_frontend;
+    generation::a_flow_table_grows_and_shrinks_under_load;
+    generation::another_layout_and_back_under_load;
 }
 
 /// Counts TCP and UDP packets that come from the uplink and meet netfilter's first hook.
