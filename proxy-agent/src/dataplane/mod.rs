@@ -12,6 +12,7 @@ mod clsact;
 pub mod collect;
 mod conntrack;
 pub mod edge;
+pub mod faults;
 mod features;
 mod generation;
 mod hook;

@@ -35,6 +35,7 @@ macro_rules! sandbox {
 
 mod devices;
 mod generation;
+mod kill;
 mod sandbox;
 
 use sandbox::{attached, ip, look, runtime, wait_for};

@@ -58,6 +58,8 @@ pub struct Programmer {
     devices: Devices,
     waiting: BTreeMap<ObjectName, Waiting>,
     device_problems: Vec<Problem>,
+    /// The devices that were asked for last
+    wanted_devices: BTreeMap<u32, Device>,
     service_ranges: BoxedTable<u32, ServiceRanges>,
     /// What was asked for last
     node: Option<NodePlan>,
@@ -66,6 +68,8 @@ pub struct Programmer {
     serving: Serving,
     /// Those of them that changed
     changed_serving: Serving,
+    /// The only ranges that are to be let in, by id of service ports of which others may still be
+    sources_to_keep: BTreeMap<u32, Vec<IpNet>>,
     /// What went wrong with no Service in particular
     table_problems: Vec<Problem>,
     /// A whole plan has been seen: from now on what nobody wants may be freed
@@ -98,11 +102,13 @@ impl Programmer {
             backend_filter,
             waiting: BTreeMap::new(),
             device_problems: Vec::new(),
+            wanted_devices: BTreeMap::new(),
             service_ranges: tables.service_ranges,
             node: None,
             node_problems: Vec::new(),
             serving: Serving::new(),
             changed_serving: Serving::new(),
+            sources_to_keep: BTreeMap::new(),
             table_problems: Vec::new(),
             complete: false,
         })
@@ -146,6 +152,10 @@ impl Programmer {
         if let Some(node) = self.node.take_if(|_| !self.node_problems.is_empty()) {
             self.set_node(node, now);
         }
+        if !self.device_problems.is_empty() {
+            let devices = std::mem::take(&mut self.wanted_devices);
+            self.set_devices(&devices, now);
+        }
     }
 
     /// Makes the tables hold what the node is.
@@ -180,6 +190,7 @@ impl Programmer {
 
     /// Makes the table of devices hold exactly these, by interface index.
     pub fn set_devices(&mut self, devices: &BTreeMap<u32, Device>, now: Duration) {
+        self.wanted_devices.clone_from(devices);
         let failed = self.devices.set(devices, &mut self.frontend_filter, now);
         self.device_problems = failed
             .into_iter()
@@ -301,13 +312,21 @@ impl Programmer {
     /// Lets in no other sources than the frontends say. One that could not be written may still be as it was: then those
     /// that it had stay as well.
     fn keep_sources(&mut self, work: &BTreeMap<ObjectName, Vec<Frontend>>) -> Result<(), TableError> {
-        for (object, frontends) in work.iter().filter(|(object, _)| !self.waiting.contains_key(object)) {
+        for (object, frontends) in work {
             for (port, id) in self.names.of_object(object) {
                 let of_port = frontends.iter().filter(|frontend| frontend.service_port == port);
-                let ranges: Vec<&IpNet> = of_port.flat_map(|frontend| &frontend.sources).collect();
-                self.v4.sources.keep(id, ranges.iter().copied())?;
-                self.v6.sources.keep(id, ranges.iter().copied())?;
+                let ranges = of_port.flat_map(|frontend| &frontend.sources).copied().collect();
+                if self.waiting.contains_key(object) {
+                    self.sources_to_keep.remove(&id);
+                } else {
+                    self.sources_to_keep.insert(id, ranges);
+                }
             }
+        }
+        while let Some((id, ranges)) = self.sources_to_keep.first_key_value() {
+            self.v4.sources.keep(*id, ranges)?;
+            self.v6.sources.keep(*id, ranges)?;
+            self.sources_to_keep.pop_first();
         }
         Ok(())
     }

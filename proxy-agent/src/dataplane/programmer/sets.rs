@@ -44,6 +44,8 @@ pub(super) struct Sets<A> {
     idle: Vec<u32>,
     /// Sets that lookups under way may still read
     retired: HashMap<u32, Retired<A>>,
+    /// Members of no whole set: what is left where not all could be written
+    strays: HashSet<MemberKey<A>>,
     /// The last id given
     last: u32,
 }
@@ -72,6 +74,7 @@ impl<A: Address> Sets<A> {
             by_service: HashMap::new(),
             idle: found.keys().copied().collect(),
             retired: HashMap::new(),
+            strays: known_members.keys().copied().collect(),
             last: found.keys().chain(named.keys()).copied().max().unwrap_or(0),
         };
         for (id, slots) in found {
@@ -103,6 +106,9 @@ impl<A: Address> Sets<A> {
             };
             for backend in &set.backends {
                 filter.hold(&backend.address);
+                if set.keeps_clients {
+                    sets.strays.remove(&member_key(id, backend));
+                }
             }
             sets.by_id.insert(id, set);
         }
@@ -191,8 +197,13 @@ impl<A: Address> Sets<A> {
                 .iter()
                 .map(|backend| known(backend).unwrap_or_else(|| tick(now)))
                 .collect();
-            for (backend, &since) in set.backends.iter().zip(&since) {
-                self.members.insert(&member_key(id, backend), &Member { since })?;
+            let keys = set.backends.iter().map(|backend| member_key(id, backend));
+            for (key, &since) in keys.clone().zip(&since) {
+                self.members.insert(&key, &Member { since })?;
+                self.strays.insert(key);
+            }
+            for key in keys {
+                self.strays.remove(&key);
             }
         }
         if let Some(set) = self.by_id.get_mut(&id) {
@@ -260,8 +271,12 @@ impl<A: Address> Sets<A> {
         );
     }
 
-    /// Frees the sets put aside long enough ago.
+    /// Frees the sets put aside long enough ago, and what nobody has taken over.
     pub(super) fn free(&mut self, filter: &mut Filter, now: Duration) -> Result<(), TableError> {
+        while let Some(key) = self.strays.iter().next().copied() {
+            self.members.remove(&key)?;
+            self.strays.remove(&key);
+        }
         let due = self.retired.iter().filter(|(_, set)| set.deadline <= now);
         for id in due.map(|(id, _)| *id).collect::<Vec<_>>() {
             let set = &self.retired[&id];

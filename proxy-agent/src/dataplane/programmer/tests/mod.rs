@@ -1,7 +1,11 @@
 //! The programmer against the in-memory twin.
 
+mod kill;
 mod node;
+mod probe;
 mod property;
+mod refused;
+mod world;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -57,7 +57,7 @@ fn features(family: Family) -> impl Strategy<Value = (TrafficPolicy, Masquerade,
 }
 
 /// Services a, b and c, each with addresses of its own and two ports that may swap them.
-fn services() -> impl Strategy<Value = Plan> {
+pub(super) fn services() -> impl Strategy<Value = Plan> {
     let endpoint = |family: Family| {
         (1..5u8, 80..82u16).prop_map(move |(host, port)| {
             let address = match family {
