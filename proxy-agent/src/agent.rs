@@ -33,6 +33,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// How many ticks lie between two looks for pods that pass no edge: what both see is told, as a pod's device may go a moment
 /// before its endpoint.
 const POD_LOOK: u32 = 5;
+/// How many ticks lie between two looks at what the tables hold: five minutes.
+const TABLE_LOOK: u32 = 300;
 /// How many events are taken in before the plan is written: bounds what one burst can hold up.
 const BATCH: usize = 1024;
 
@@ -87,6 +89,8 @@ pub struct Agent {
     unserved: [Vec<Problem>; 2],
     told: BTreeSet<Problem>,
     synced: bool,
+    /// Every Service has been read, since this process began
+    knows_all: bool,
 }
 
 impl Agent {
@@ -112,6 +116,7 @@ impl Agent {
             unserved: [const { Vec::new() }; 2],
             told: BTreeSet::new(),
             synced: false,
+            knows_all: false,
         }
     }
 
@@ -124,7 +129,7 @@ impl Agent {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.look_at_devices(&mut network).await;
-        let mut ticks_to_pod_look = POD_LOOK;
+        let (mut ticks_to_pod_look, mut ticks_to_table_look) = (POD_LOOK, TABLE_LOOK);
         loop {
             tokio::select! {
                 () = ending.wished() => {
@@ -149,7 +154,14 @@ impl Agent {
                     }
                 }
                 _ = tick.tick() => {
+                    let was_failing = !self.dataplane.problems().is_empty();
                     self.dataplane.tick(dataplane::now());
+                    ticks_to_table_look -= 1;
+                    // What failed may have left less behind than was thought.
+                    if ticks_to_table_look == 0 || (was_failing && self.dataplane.problems().is_empty()) {
+                        ticks_to_table_look = TABLE_LOOK;
+                        self.reconcile();
+                    }
                     if self.device_problem.is_some() {
                         self.look_at_devices(&mut network).await;
                     }
@@ -173,6 +185,7 @@ impl Agent {
         let node_addresses = (self.node_addresses)(&self.model);
         let context = PlanContext::new(&self.config, self.model.node(), &node_addresses);
         self.planner.set_context(context);
+        self.knows_all |= changes == Changes::Everything;
         if changes == Changes::Known {
             tracing::warn!("not all Services could be read: what is programmed already stays until they can");
         }
@@ -189,6 +202,14 @@ impl Agent {
         if !self.synced {
             self.synced = true;
             tracing::info!("ready");
+        }
+    }
+
+    /// Has the tables hold the plan, if something else has changed them. Not before all of it is known.
+    fn reconcile(&mut self) {
+        if self.knows_all {
+            let plan = self.planner.plan_everything(&self.model);
+            self.dataplane.reconcile(plan, dataplane::now());
         }
     }
 

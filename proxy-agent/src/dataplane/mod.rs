@@ -104,6 +104,9 @@ impl Options {
     }
 }
 
+/// How many differences are logged one by one when the tables are read back.
+const TOLD_DIFFERENCES: usize = 10;
+
 /// The programs and tables in the kernel, held by this process alone.
 pub struct Dataplane {
     options: Options,
@@ -125,6 +128,8 @@ pub struct Dataplane {
     handover_problem: Option<Problem>,
     /// Since when all that is to be served has been written
     complete: Option<Duration>,
+    /// Entries that were made good
+    reconciled: u64,
     _lock: PinLock,
 }
 
@@ -173,6 +178,7 @@ impl Dataplane {
             socket_problems: Vec::new(),
             handover_problem: None,
             complete: None,
+            reconciled: 0,
             _lock: lock,
         })
     }
@@ -307,6 +313,35 @@ impl Dataplane {
             Some(Err(error)) => tracing::warn!(%error, "old flows could not be removed"),
             None => {}
         }
+    }
+
+    /// Reads the tables back and makes good what differs from the plan, which is that of all Services. To be called now and
+    /// then; it takes as long as a start does.
+    pub fn reconcile(&mut self, plan: BTreeMap<ObjectName, Vec<Frontend>>, now: Duration) {
+        // While two generations of tables are kept, what is carried from one to the other is in no plan.
+        if self.handover.is_some() {
+            return;
+        }
+        let reconciled =
+            kernel::open(&self.options.pin).and_then(|tables| Ok(self.programmer.reconcile(tables, plan, now)?));
+        self.purge();
+        match reconciled {
+            Ok(differences) => {
+                self.reconciled += differences.len() as u64;
+                for difference in differences.iter().take(TOLD_DIFFERENCES) {
+                    tracing::warn!("made good what something else has changed: {difference}");
+                }
+                if let Some(more) = differences.len().checked_sub(TOLD_DIFFERENCES).filter(|more| *more > 0) {
+                    tracing::warn!("made good {more} more entries");
+                }
+            }
+            Err(error) => tracing::warn!("the tables could not be read back: {error:#}"),
+        }
+    }
+
+    /// Entries that were found changed by something else, and made good, since this process began.
+    pub const fn reconciled(&self) -> u64 {
+        self.reconciled
     }
 
     /// What is not as it should be, and is being tried again.

@@ -34,11 +34,16 @@ impl Devices {
     ) -> Vec<(u32, TableError)> {
         let mut failed = Vec::new();
         for (&index, device) in wanted {
-            if self.installed.get(&index) == Some(device) {
-                continue;
-            }
-            let written = admit(device, frontend_filter, now).and_then(|()| self.table.insert(&index, device));
+            let is_known = self.installed.get(&index) == Some(device);
+            let written = admit(device, frontend_filter, now).and_then(|()| {
+                if is_known {
+                    Ok(())
+                } else {
+                    self.table.insert(&index, device)
+                }
+            });
             match written {
+                Ok(()) if is_known => {}
                 Ok(()) => {
                     hold(device, frontend_filter);
                     if let Some(old) = self.installed.insert(index, *device) {

@@ -17,6 +17,17 @@ use crate::{
     plan::{Frontend, Kind},
 };
 
+/// The answer for the unknown ports of a cluster address.
+const WILDCARD: ServiceValue = ServiceValue {
+    service: 0,
+    flags: service_flags::WILDCARD,
+    cluster_set: 0,
+    cluster_count: 0,
+    local_set: 0,
+    local_count: 0,
+    affinity_timeout: AFFINITY_NONE,
+};
+
 struct Installed {
     /// Id of the service port that wants it; `None` once it is given up
     owner: Option<u32>,
@@ -73,7 +84,7 @@ impl<A: Address> Family<A> {
             addresses: Addresses::load(tables.addresses, frontend_filter)?,
         };
         for (key, value) in entries {
-            if value.flags & service_flags::WILDCARD != 0 {
+            if key == ServiceKey::wildcard(key.address) && value == WILDCARD {
                 frontend_filter.hold(&key.address);
                 family.wildcards.insert(key.address);
                 family.unsettled.insert(key.address);
@@ -236,11 +247,7 @@ impl<A: Address> Family<A> {
                 self.wildcards.contains(&address),
             ) {
                 (true, false) => {
-                    let value = ServiceValue {
-                        flags: service_flags::WILDCARD,
-                        ..ServiceValue::default()
-                    };
-                    self.services.insert(&key, &value)?;
+                    self.services.insert(&key, &WILDCARD)?;
                     frontend_filter.hold(&address);
                     self.wildcards.insert(address);
                 }

@@ -58,7 +58,10 @@ impl Filter {
         if *word & mask == 0 {
             self.table.insert(&index, &(*word | mask))?;
             *word |= mask;
-            self.stale.insert(bit_of(address), now);
+            // A bit that was lost may have holders already.
+            if !self.holders.contains_key(&bit_of(address)) {
+                self.stale.insert(bit_of(address), now);
+            }
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ mod family;
 pub(crate) mod filter;
 mod names;
 pub(super) mod node;
+mod reconcile;
 mod sets;
 mod sources;
 #[cfg(test)]

@@ -130,6 +130,17 @@ impl Names {
         Ok(())
     }
 
+    /// Writes the names that were written before and are not there any more, so that ids stay whose they are.
+    pub(super) fn restore(&mut self) -> Result<(), TableError> {
+        for (id, port) in self.by_id.iter().filter(|(id, _)| !self.unpublished.contains(id)) {
+            let name = service_name::encode(port);
+            if let Some(name) = name.filter(|_| self.table.get(id).is_ok_and(|found| found != name)) {
+                self.table.insert(id, &name)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The service port is gone.
     pub(super) fn retire(&mut self, id: u32, now: Duration) {
         self.retired.entry(id).or_insert(now);

@@ -65,12 +65,12 @@ impl<A: Address> Addresses<A> {
     }
 
     fn write(&mut self, address: A, flags: u32, filter: &mut Filter, now: Duration) -> Result<(), TableError> {
+        if has_node_ports(flags) {
+            filter.admit(&address, now)?;
+        }
         let old = self.installed.get(&address).copied();
         if old == Some(flags) {
             return Ok(());
-        }
-        if has_node_ports(flags) {
-            filter.admit(&address, now)?;
         }
         self.table.insert(&address, &flags)?;
         self.installed.insert(address, flags);

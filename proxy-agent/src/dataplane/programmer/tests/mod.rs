@@ -1,5 +1,6 @@
 //! The programmer against the in-memory twin.
 
+mod damage;
 mod kill;
 mod node;
 mod probe;
