@@ -65,7 +65,7 @@ fn mapped(to: SocketAddr) -> Option<SocketAddr> {
 }
 
 /// The loopback address of a family.
-fn loopback(family: Family, port: u16) -> SocketAddr {
+pub(super) fn loopback(family: Family, port: u16) -> SocketAddr {
     match family {
         Family::V4 => SocketAddr::from(([127, 0, 0, 1], port)),
         Family::V6 => SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], port)),
@@ -91,7 +91,7 @@ fn frontends(lab: &Lab, service: &Service) -> Vec<SocketAddr> {
 }
 
 /// Asks in every way, also by the mapped address; every answer must be right.
-fn ask_every_way(lab: &Lab, from: &str, to: SocketAddr, rightly: impl Fn(&Answer) -> bool + Sync) -> Result<()> {
+pub(super) fn ask_every_way(lab: &Lab, from: &str, to: SocketAddr, rightly: impl Fn(&Answer) -> bool) -> Result<()> {
     for to in [Some(to), mapped(to)].into_iter().flatten() {
         for way in Way::ALL {
             let answer = lab.namespace(from).run(|| way.ask(to));

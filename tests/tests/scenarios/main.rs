@@ -27,6 +27,7 @@ mod sctp;
 mod shape;
 mod silence;
 mod size;
+mod sockets;
 mod takeover;
 mod unserved;
 mod verify;
