@@ -10,11 +10,14 @@ use std::{
 };
 
 use proxy_common::{
-    datapath::{self, Environment, FlowHandle, InsertError, InsertMode, Outcome, PacketCopy, Reason, Scratch},
+    datapath::{
+        self, Environment, FlowHandle, InsertError, InsertMode, Outcome, PacketCopy, Reason, Scratch,
+        socket::{self, Socket, SocketTables},
+    },
     layout::{
         AddressBytes, AffinityKey, AffinityValue, Backend, Counter, FlowKey, FlowValue, FragmentKey, FragmentValue,
-        HeldFragment, HeldKey, Member, MemberKey, Range, ServiceCounter, ServiceKey, ServiceValue, SlotKey, SourceKey,
-        Timeouts, filter_bit,
+        HeldFragment, HeldKey, Member, MemberKey, Range, ServiceCounter, ServiceKey, ServiceValue, SlotKey, SocketKey,
+        SocketValue, SourceKey, Timeouts, filter_bit,
     },
     packet::{BufferPacket, Family},
 };
@@ -26,6 +29,9 @@ type Changes<A> = Rc<RefCell<HashMap<FlowKey<A>, Option<FlowValue<A>>>>>;
 
 /// Endpoints that clients used last, as packets changed them.
 type Affinities<A> = HashMap<AffinityKey<A>, AffinityValue<A>>;
+
+/// What sockets are connected to or send to, as they changed it; `None` is what was removed.
+type SocketChanges<A> = HashMap<SocketKey<A>, Option<SocketValue<A>>>;
 
 /// What becomes of fragments, as packets changed it; `None` is what was removed.
 type FragmentChanges<A> = HashMap<FragmentKey<A>, Option<FragmentValue<A>>>;
@@ -48,6 +54,7 @@ pub struct Simulation<'a, F: Family> {
     tables: &'a Tables,
     changes: Changes<F::Address>,
     affinities: RefCell<Affinities<F::Address>>,
+    sockets: RefCell<SocketChanges<F::Address>>,
     fragments: RefCell<FragmentChanges<F::Address>>,
     held: RefCell<HeldChanges>,
     resent: RefCell<Vec<Vec<u8>>>,
@@ -110,6 +117,7 @@ impl<'a, F: Family> Simulation<'a, F> {
             tables,
             changes: Rc::default(),
             affinities: RefCell::default(),
+            sockets: RefCell::default(),
             fragments: RefCell::default(),
             held: RefCell::default(),
             resent: RefCell::default(),
@@ -134,6 +142,19 @@ impl<'a, F: Family> Simulation<'a, F> {
         };
         self.answer.replace(packet.answer().map(<[u8]>::to_vec));
         self.error.take().map_or(Ok(outcome), Err)
+    }
+
+    /// Connects a socket.
+    ///
+    /// # Errors
+    /// If a table could not be read.
+    pub fn connect<S: Socket<F::Address>>(
+        &self,
+        socket: &mut S,
+        surroundings: &Surroundings<'_>,
+    ) -> Result<Outcome, TableError> {
+        let reason = socket::connect(socket, self, surroundings);
+        self.error.take().map_or_else(|| Ok(reason.into()), Err)
     }
 
     /// What the last packet was answered with if it was rejected, from the network header on.
@@ -286,6 +307,30 @@ impl<A: AddressBytes> FlowHandle<A> for SimulatedFlow<A> {
 
     fn set_flags(&self, flags: u8) {
         self.change(|value| value.flags = flags);
+    }
+}
+
+impl<F: Family> SocketTables<F::Address> for Simulation<'_, F> {
+    fn socket(&self, key: &SocketKey<F::Address>, value: &mut SocketValue<F::Address>) -> bool {
+        let changed = self.sockets.borrow().get(key).copied();
+        let found = changed.unwrap_or_else(|| self.get(&self.family.sockets, key));
+        found.inspect(|found| *value = *found).is_some()
+    }
+
+    fn set_socket(&self, key: &SocketKey<F::Address>, value: &SocketValue<F::Address>) {
+        self.sockets.borrow_mut().insert(*key, Some(*value));
+    }
+
+    fn remove_socket(&self, key: &SocketKey<F::Address>) {
+        self.sockets.borrow_mut().insert(*key, None);
+    }
+
+    fn count_refused(&self, reason: Reason) {
+        self.reasons.borrow_mut().entry(reason).or_default().packets += 1;
+    }
+
+    fn count_connection(&self, service: u32) {
+        self.services.borrow_mut().entry(service).or_default().connections += 1;
     }
 }
 

@@ -155,12 +155,33 @@ fn a_node_port_is_served_where_it_is_to_be() {
         ("uplink", "192.0.2.50", "172.30.0.2:30053", "pass"),
         // A family that nothing is said about is open.
         ("uplink", "2001:db8::50", "[fd00:172:30::1]:30053", "forward"),
-        // Never on loopback addresses (3.7).
+        // On loopback addresses for processes of the host only, and not where other ranges are given (3.7).
         ("host", "127.0.0.1", "127.0.0.1:30053", "pass"),
-        ("host", "::1", "[::1]:30053", "pass"),
+        ("host", "::1", "[::1]:30053", "forward"),
+        ("uplink", "::1", "[::1]:30053", "pass"),
+        ("pod", "::1", "[::1]:30053", "pass"),
     ] {
         let traced = tracer.trace(&world::packet(from, "udp", source, destination));
         assert_eq!(traced.verdict, verdict, "{from} {source} {destination}");
+    }
+}
+
+/// behaviour.md 3.7: where the configuration names no addresses, or loopback ones.
+#[test]
+fn rule_3_7_node_ports_are_served_at_loopback_to_processes_of_the_host() {
+    let world = World::new();
+    for configuration in [
+        "",
+        "nodePortAddresses: [127.0.0.0/8, '::1/128']",
+        "nodePortAddresses: [0.0.0.0/0]",
+    ] {
+        let tracer = world.tracer_with(configuration, &["172.30.0.1", "fd00:172:30::1"]);
+        for (address, destination) in [("127.0.0.1", "127.0.0.1:30053"), ("::1", "[::1]:30053")] {
+            for (from, verdict) in [("host", "forward"), ("pod", "pass"), ("uplink", "pass")] {
+                let traced = tracer.trace(&world::packet(from, "udp", address, destination));
+                assert_eq!(traced.verdict, verdict, "{configuration} {from} {destination}");
+            }
+        }
     }
 }
 

@@ -25,7 +25,10 @@ pub(crate) fn expected(case: &Case) -> Expected {
     // 2.9 and 4.1-4.3: what nobody has is refused, what somebody has elsewhere is dropped. An endpoint exists exactly if
     // the Cluster list has one.
     if !candidates.is_empty() {
-        Expected::Forward { candidates, masquerade }
+        Expected::Forward {
+            candidates,
+            masquerade: masquerade && !case.is_by_socket(),
+        }
     } else if case.shape.cluster.is_empty() {
         Expected::Reject
     } else {
@@ -75,7 +78,7 @@ impl Expected {
                 let Some(backend) = traced.backend else { return false };
                 let client: IpAddr = case.client.source(case.family).parse().expect("an address");
                 // 5.2
-                let masquerade = *masquerade || backend.ip() == client;
+                let masquerade = *masquerade || backend.ip() == client && !case.is_by_socket();
                 endpoints.contains(&backend)
                     && *traced
                         == Traced {

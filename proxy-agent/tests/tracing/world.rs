@@ -260,6 +260,12 @@ impl Case {
         }
     }
 
+    /// Whether it is translated before there is a packet: then the kernel takes an address of the node towards the endpoint, and
+    /// nobody needs to be masqueraded.
+    pub(crate) fn is_by_socket(&self) -> bool {
+        self.client.origin == Origin::Host && self.protocol != "sctp"
+    }
+
     /// Name of its Service.
     pub(crate) fn service(&self) -> String {
         service_name(self.shape, self.internal_local, self.external_local)

@@ -2,6 +2,7 @@
 
 mod origin;
 mod packet;
+mod socket;
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -11,8 +12,8 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use proxy_common::{
-    datapath::{self, Choice, Verdict},
-    layout::{ServiceValue, SlotKey, Timeouts, flow_flags},
+    datapath::{self, Choice, Outcome, Verdict, socket::Socket as _},
+    layout::{FlowKey, ServiceValue, SlotKey, Timeouts, flow_flags},
     packet::{Family, V4, V6},
 };
 use serde::Serialize;
@@ -20,6 +21,7 @@ use serde::Serialize;
 use self::{
     origin::Origin,
     packet::{End, FirstPacket, PacketProtocol},
+    socket::TracedSocket,
 };
 use super::{
     input::InputArgs,
@@ -110,17 +112,29 @@ impl TraceArgs {
         };
         let simulation = Simulation::<F>::new(tables, family);
         let mut service = ServiceValue::default();
-        let found = datapath::find_frontend(&simulation, &key, &mut service).is_ok();
-        let outcome = simulation.run(Hook::Ingress, &mut bytes, &surroundings)?;
+        let socket = TracedSocket::of(&key).filter(|_| self.from == Origin::Host);
+        let (found, decided) = if let Some(mut socket) = socket {
+            let found = datapath::find_for_process(&simulation, &key, &mut service).is_ok();
+            let decided = Decided::by_connecting(&simulation, &mut socket, &surroundings)?;
+            let packet = Decided::by_packet(&simulation, &key, &mut bytes, &surroundings)?;
+            // What the socket leaves alone, its packets meet.
+            let left = decided.outcome.verdict == Verdict::Continue && packet.outcome.verdict == Verdict::Drop;
+            (found, if left { packet } else { decided })
+        } else {
+            let found = datapath::find_frontend(&simulation, &key, &mut service).is_ok();
+            (found, Decided::by_packet(&simulation, &key, &mut bytes, &surroundings)?)
+        };
         let name = if found {
             Some(service_name(tables, service.service)?)
         } else {
             None
         };
-        let reason = match self.from {
-            // The decision is the same; what asks for it is not there yet.
-            Origin::Host => format!("{}; processes of the host itself are not served yet", outcome.reason),
-            Origin::Pod | Origin::Uplink => outcome.reason.to_string(),
+        let reason = match (self.from, self.protocol) {
+            (Origin::Host, PacketProtocol::Sctp | PacketProtocol::Icmp) => format!(
+                "{}; but the host's own packets of this protocol are not served",
+                decided.outcome.reason
+            ),
+            _ => decided.outcome.reason.to_string(),
         };
         let unforwarded = |verdict, service| Explanation {
             verdict,
@@ -130,26 +144,72 @@ impl TraceArgs {
             masquerade: false,
             reason: reason.clone(),
         };
-        Ok(match outcome.verdict {
+        Ok(match decided.outcome.verdict {
             Verdict::Continue => unforwarded("pass", None),
             Verdict::Reject => unforwarded("reject", name),
             Verdict::Drop => unforwarded("drop", name),
             Verdict::Hold => unforwarded("hold", name),
             Verdict::Rewrite => {
-                let flows = simulation.flows()?;
-                let flow = flows.get(&key).context("the packet left no flow behind")?;
                 let mut choice = Choice::default();
                 // Fails where a flow was known before, whose frontend is gone.
                 let chosen = datapath::decide(&simulation, &surroundings, &key, &service, &mut choice);
+                let (address, port) = decided.backend;
                 Explanation {
                     verdict: "forward",
                     service: name,
                     candidates: chosen.map_or_else(|_| Ok(Vec::new()), |()| candidates(family, &choice))?,
-                    backend: Some(SocketAddr::new(flow.address.to_ip(), flow.port)),
-                    masquerade: flow.flags & flow_flags::MASQUERADED != 0,
+                    backend: Some(SocketAddr::new(address.to_ip(), port)),
+                    masquerade: decided.masquerade,
                     reason,
                 }
             }
+        })
+    }
+}
+
+/// What the datapath decided.
+struct Decided<A> {
+    outcome: Outcome,
+    /// Where the connection goes, if it is rewritten
+    backend: (A, u16),
+    masquerade: bool,
+}
+
+impl<A: Address> Decided<A> {
+    /// On a socket that is connected. The kernel takes the source towards the backend: nobody needs to be hidden.
+    fn by_connecting<F: Family<Address = A>>(
+        simulation: &Simulation<'_, F>,
+        socket: &mut TracedSocket<A>,
+        surroundings: &Surroundings<'_>,
+    ) -> Result<Self> {
+        Ok(Self {
+            outcome: simulation.connect(socket, surroundings)?,
+            backend: socket.remote(),
+            masquerade: false,
+        })
+    }
+
+    /// On a packet with this key at ingress.
+    fn by_packet<F: Family<Address = A>>(
+        simulation: &Simulation<'_, F>,
+        key: &FlowKey<A>,
+        bytes: &mut [u8],
+        surroundings: &Surroundings<'_>,
+    ) -> Result<Self> {
+        let outcome = simulation.run(Hook::Ingress, bytes, surroundings)?;
+        if outcome.verdict != Verdict::Rewrite {
+            return Ok(Self {
+                outcome,
+                backend: (key.destination, key.destination_port),
+                masquerade: false,
+            });
+        }
+        let flows = simulation.flows()?;
+        let flow = flows.get(key).context("the packet left no flow behind")?;
+        Ok(Self {
+            outcome,
+            backend: (flow.address, flow.port),
+            masquerade: flow.flags & flow_flags::MASQUERADED != 0,
         })
     }
 }
