@@ -28,7 +28,8 @@ fn start_agents(lab: &Lab) -> Result<Vec<Agent>> {
     lab.apply_nodes()?;
     let cidrs = format!("{},{}", address::POD_NETWORK_V4, address::POD_NETWORK_V6);
     let configuration = lab.write_configuration("proxy", &json!({ "clusterCIDR": cidrs }))?;
-    let options = AgentOptions::configured(&configuration);
+    let mut options = AgentOptions::configured(&configuration);
+    options.arguments.push("--socket-lb=off".to_owned());
 
     lab.start_agents_with(&options)
 }
