@@ -19,7 +19,7 @@ const CLIENT_MATTERS: u32 = service_flags::RESTRICTED
 /// Chooses a backend for a frontend at `remote`: sets address, port and service of `value`.
 ///
 /// # Errors
-/// Why there is none. [`Reason::NoFrontend`] is also what is left to the packets.
+/// Why there is none; the service is set if there is a frontend. [`Reason::NoFrontend`] is also what is left to the packets.
 #[inline(never)]
 pub(super) fn choose<A: AddressBytes, S: Socket<A>, T: SocketTables<A>, E: Environment>(
     socket: &S,
@@ -40,10 +40,9 @@ pub(super) fn choose<A: AddressBytes, S: Socket<A>, T: SocketTables<A>, E: Envir
             return Err(Reason::NoFrontend);
         }
     }
-    select::decide(tables, environment, &key, &service, &mut choice)?;
-    select::draw(tables, environment, &key, &service, &choice, value)?;
     value.service = service.service;
-    Ok(())
+    select::decide(tables, environment, &key, &service, &mut choice)?;
+    select::draw(tables, environment, &key, &service, &choice, value)
 }
 
 /// The source that a packet to `destination` would have: what the socket is bound to, else what the kernel would take. That is

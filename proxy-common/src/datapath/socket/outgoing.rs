@@ -4,6 +4,7 @@ use super::{Socket, SocketTables, choose::choose, key};
 use crate::{
     datapath::{Environment, Reason, Verdict},
     layout::{AddressBytes, FlowValue, SocketValue, TO_BACKEND, TO_FRONTEND, socket_flags},
+    packet::UDP,
 };
 
 /// A socket is being connected: puts a backend in place of a frontend.
@@ -99,18 +100,16 @@ fn replace<A: AddressBytes, S: Socket<A>, T: SocketTables<A>, E: Environment>(
         Err(reason) => {
             if reason.verdict() == Verdict::Reject {
                 tables.count_refused(reason);
+            } else if connects && reason == Reason::NoLocalEndpoints && socket.protocol() == UDP {
+                // No endpoint's: so the socket is told when the endpoints change, and may connect to one then.
+                let left_alone = value(frontend, chosen.service, environment.now(), true);
+                tables.set_socket(&key(socket, TO_FRONTEND, frontend), &left_alone);
             }
             return reason;
         }
     }
     let backend = (chosen.address, chosen.port);
-    let mut value = SocketValue {
-        address: backend.0,
-        port: backend.1,
-        flags: if connects { socket_flags::CONNECTED } else { 0 },
-        service: chosen.service,
-        last_seen: environment.now(),
-    };
+    let mut value = value(backend, chosen.service, environment.now(), connects);
     if !connects {
         tables.set_socket(&key(socket, TO_BACKEND, frontend), &value);
     }
@@ -119,6 +118,18 @@ fn replace<A: AddressBytes, S: Socket<A>, T: SocketTables<A>, E: Environment>(
     tables.count_connection(chosen.service);
     socket.set_remote(backend);
     Reason::NewFlow
+}
+
+/// What a socket that connects or sends now remembers.
+#[inline(always)]
+const fn value<A: Copy>(stands_in: (A, u16), service: u32, now: u32, connects: bool) -> SocketValue<A> {
+    SocketValue {
+        address: stands_in.0,
+        port: stands_in.1,
+        flags: if connects { socket_flags::CONNECTED } else { 0 },
+        service,
+        last_seen: now,
+    }
 }
 
 /// A process uses an address that is no frontend: if it is a backend's, it is no longer known by a frontend's. Unless the socket

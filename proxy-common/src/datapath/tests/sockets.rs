@@ -238,7 +238,19 @@ both_families! {
                 assert_eq!(process.send(to), (reason, to));
             }
         }
-        assert!(world.reasons.borrow().is_empty() && world.remembered.borrow().is_empty());
+        assert!(world.reasons.borrow().is_empty());
+    }
+
+    /// behaviour.md 4.2: a connected UDP socket would stay without an endpoint for good. It is remembered as connected to what
+    /// is no endpoint, so that it is told when the endpoints change.
+    fn rule_4_2_a_socket_without_a_local_endpoint_is_remembered<F>() {
+        let mut world = world::<F>(VIP, service_flags::LOCAL);
+        world.set_service(VIP, ServiceValue { local_count: 0, ..frontend(service_flags::LOCAL) });
+        let mut process = Process::new(&world, UDP);
+        process.connect(VIP);
+        let remembered = process.remembered(TO_FRONTEND, VIP).expect("an entry");
+        assert_eq!((remembered.service, remembered.flags), (7, socket_flags::CONNECTED));
+        assert_eq!(process.peer_name(VIP), VIP);
     }
 
     /// behaviour.md 3.10: by the address that the socket is bound to, else that which the kernel would take: the destination
