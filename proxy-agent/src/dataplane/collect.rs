@@ -14,6 +14,7 @@ use proxy_common::{
 use super::{
     address::Address,
     programmer::filter::bit_of,
+    sockets::SocketAborter,
     stale::{self, Serving},
     table::{BoxedTable, TableError, Tables},
 };
@@ -89,7 +90,7 @@ impl Collector {
 enum Request {
     /// To remove old flows; the time since boot
     Collect(Duration),
-    /// To remove flows to endpoints that serve no more
+    /// To remove flows to endpoints that serve no more, and to tell sockets that are connected to them
     Purge(Serving),
 }
 
@@ -104,7 +105,12 @@ pub(super) struct Collection {
 
 impl Collection {
     /// Starts the thread, which ends with this value. The first round is an interval from `now`.
-    pub(super) fn start(mut collector: Collector, interval: Duration, now: Duration) -> std::io::Result<Self> {
+    pub(super) fn start(
+        mut collector: Collector,
+        mut aborter: SocketAborter,
+        interval: Duration,
+        now: Duration,
+    ) -> std::io::Result<Self> {
         let (requests, requested) = channel();
         let (sender, results) = channel();
         std::thread::Builder::new().name("collect".to_owned()).spawn(move || {
@@ -115,7 +121,11 @@ impl Collection {
                             break;
                         }
                     }
-                    Request::Purge(serving) => collector.purge(&serving),
+                    Request::Purge(serving) => {
+                        collector.purge(&serving);
+                        // Connecting again they open new flows.
+                        aborter.abort_stale(&serving);
+                    }
                 }
             }
         })?;
@@ -128,7 +138,7 @@ impl Collection {
         })
     }
 
-    /// Has the UDP flows removed whose endpoints serve no more (behaviour.md 7.3).
+    /// Has the UDP flows removed whose endpoints serve no more, and connected sockets told of it (behaviour.md 7.3).
     pub(super) fn purge(&self, serving: Serving) {
         // The thread ends with this value only.
         let _sent = self.requests.send(Request::Purge(serving));

@@ -29,6 +29,7 @@ mod raw;
 pub mod service_name;
 mod shape;
 pub mod simulation;
+pub mod sockets;
 pub mod stale;
 pub mod table;
 mod takeover;
@@ -53,6 +54,7 @@ use self::{
     object::Programs,
     pin::{PinDirectory, PinLock},
     programmer::Programmer,
+    sockets::SocketAborter,
     takeover::Takeover,
     xdp::{Express, ExpressAttacher},
 };
@@ -164,6 +166,7 @@ impl Dataplane {
             programmer,
             collection: Collection::start(
                 Collector::new(kernel::open(&options.pin)?, options.timeouts),
+                SocketAborter::new(kernel::open(&options.pin)?, options.sockets.mode == cgroup::Mode::All),
                 options.collect_interval,
                 now,
             )?,

@@ -29,6 +29,7 @@ mod silence;
 mod size;
 mod sockets;
 mod takeover;
+mod told;
 mod unserved;
 mod verify;
 mod vip;

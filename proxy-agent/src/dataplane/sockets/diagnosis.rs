@@ -29,9 +29,13 @@ impl From<&InetResponse> for UdpSocket {
         let id = &response.header.socket_id;
         Self {
             // Two words, the low half first, each in the machine's byte order (`sock_diag_save_cookie`).
-            cookie: id.cookie.as_chunks().0.iter().rev().fold(0, |cookie, word| {
-                cookie << 32 | u64::from(u32::from_ne_bytes(*word))
-            }),
+            cookie: id
+                .cookie
+                .as_chunks()
+                .0
+                .iter()
+                .rev()
+                .fold(0, |cookie, word| cookie << 32 | u64::from(u32::from_ne_bytes(*word))),
             remote: SocketAddr::new(id.destination_address.to_canonical(), id.destination_port),
             family: response.header.family,
             id: id.clone(),

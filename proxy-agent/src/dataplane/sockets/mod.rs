@@ -7,7 +7,7 @@
 mod diagnosis;
 mod namespace;
 
-use std::{collections::HashMap, io, net::SocketAddr};
+use std::{collections::HashMap, io, mem, net::SocketAddr};
 
 use proxy_common::{
     layout::{SocketKey, SocketValue, TO_FRONTEND, socket_flags},
@@ -76,7 +76,7 @@ impl SocketAborter {
             tracing::debug!(aborted, "UDP sockets told that their endpoint serves no more");
         }
         if let Err(error) = outcome
-            && !std::mem::replace(&mut self.told, true)
+            && !mem::replace(&mut self.told, true)
         {
             tracing::warn!(
                 %error,
@@ -109,10 +109,14 @@ fn take_stale<A: Address>(
 ) -> Result<Connected, TableError> {
     let mut stale = Vec::new();
     sockets.scan(&mut |key, value| {
-        let connected = key.direction == TO_FRONTEND && value.flags & socket_flags::CONNECTED != 0;
         let remote = SocketAddr::new(key.address.to_ip(), key.port);
-        let serves = |endpoints: &std::collections::HashSet<SocketAddr>| endpoints.contains(&remote);
-        if key.protocol == UDP && connected && serving.get(&value.service).is_some_and(|endpoints| !serves(endpoints)) {
+        if key.protocol == UDP
+            && key.direction == TO_FRONTEND
+            && value.flags & socket_flags::CONNECTED != 0
+            && serving
+                .get(&value.service)
+                .is_some_and(|serving| !serving.contains(&remote))
+        {
             stale.push((key, remote));
         }
     })?;
