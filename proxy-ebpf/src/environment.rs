@@ -59,7 +59,7 @@ impl Environment for Kernel {
     }
 
     #[inline(always)]
-    fn timeouts(&self) -> Timeouts {
+    fn timeouts(&self) -> &Timeouts {
         settings::timeouts()
     }
 

@@ -169,7 +169,7 @@ impl<const LINK: usize> Environment for Hook<LINK> {
     }
 
     #[inline(always)]
-    fn timeouts(&self) -> Timeouts {
+    fn timeouts(&self) -> &Timeouts {
         self.kernel.timeouts()
     }
 

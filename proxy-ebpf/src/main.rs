@@ -1,9 +1,11 @@
 //! The kernel programs: entry points of a few lines over the datapath of `proxy-common`.
-#![feature(asm_experimental_arch)]
+#![feature(asm_experimental_arch, core_intrinsics)]
+#![expect(internal_features, reason = "core's atomic types have no operations on this target")]
 #![no_std]
 #![no_main]
 
 mod environment;
+mod eviction;
 mod heir;
 mod hook;
 mod maps;

@@ -7,12 +7,12 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use proxy_common::{
-    datapath::{Crossing, Scratch},
+    datapath::{Crossing, Scratch, Victim},
     layout::{
         AffinityKey, AffinityValue, Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, FragmentKey,
         FragmentValue, HeldFragment, HeldKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_FLOWS, MAX_FRAGMENTED, MAX_HELD,
-        MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, Member, MemberKey, ServiceCounter, ServiceKey, ServiceName,
-        ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, Source,
+        MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, Member, MemberKey, OpeningEnds, ServiceCounter, ServiceKey,
+        ServiceName, ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, Source, opening_slots,
     },
 };
 
@@ -33,6 +33,22 @@ pub static SLOTS_V6: HashMap<SlotKey, Backend<[u8; 16]>, { MAX_SLOTS as usize },
 pub static FLOWS_V4: HashMap<FlowKey<[u8; 4]>, FlowValue<[u8; 4]>, { MAX_FLOWS as usize }> = HashMap::new();
 #[btf_map(name = "flows_v6")]
 pub static FLOWS_V6: HashMap<FlowKey<[u8; 16]>, FlowValue<[u8; 16]>, { MAX_FLOWS as usize }> = HashMap::new();
+
+/// A key is a slot, by [`proxy_common::layout::Settings::openings_mask_v4`].
+#[btf_map(name = "openings_v4")]
+pub static OPENINGS_V4: Array<FlowKey<[u8; 4]>, { opening_slots(MAX_FLOWS) as usize }> = Array::new();
+#[btf_map(name = "openings_v6")]
+pub static OPENINGS_V6: Array<FlowKey<[u8; 16]>, { opening_slots(MAX_FLOWS) as usize }> = Array::new();
+#[btf_map(name = "opening_ends_v4")]
+pub static OPENING_ENDS_V4: Array<OpeningEnds, 1> = Array::new();
+#[btf_map(name = "opening_ends_v6")]
+pub static OPENING_ENDS_V6: Array<OpeningEnds, 1> = Array::new();
+
+/// Memory of eviction while it runs; not pinned.
+#[btf_map(name = "victim_v4")]
+pub static VICTIM_V4: PerCpuArray<Victim<[u8; 4]>, 1> = PerCpuArray::new();
+#[btf_map(name = "victim_v6")]
+pub static VICTIM_V6: PerCpuArray<Victim<[u8; 16]>, 1> = PerCpuArray::new();
 
 /// Memory of a program while it runs; not pinned.
 #[btf_map(name = "scratch_v4")]

@@ -19,9 +19,23 @@ pub fn sockets() -> SocketSettings {
 
 /// Flow timeouts.
 #[inline(always)]
-pub fn timeouts() -> Timeouts {
+pub fn timeouts() -> &'static Timeouts {
+    // The loader changes what the compiler saw. A copy of all of them would be too large for the stack.
+    &core::hint::black_box(&SETTINGS).timeouts
+}
+
+/// Finds the slot of an IPv4 opening by its number.
+#[inline(always)]
+pub fn openings_mask_v4() -> u32 {
     // SAFETY: a read of a valid static; volatile because the loader changes what the compiler saw.
-    unsafe { core::ptr::read_volatile(&raw const SETTINGS.timeouts) }
+    unsafe { core::ptr::read_volatile(&raw const SETTINGS.openings_mask_v4) }
+}
+
+/// [`openings_mask_v4`] for IPv6.
+#[inline(always)]
+pub fn openings_mask_v6() -> u32 {
+    // SAFETY: as above.
+    unsafe { core::ptr::read_volatile(&raw const SETTINGS.openings_mask_v6) }
 }
 
 /// Whether there is a previous generation, whose flows are left to it.

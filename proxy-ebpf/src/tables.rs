@@ -16,7 +16,7 @@ use proxy_common::{
     packet::{Family as _, V4, V6},
 };
 
-use crate::{maps, settings};
+use crate::{eviction, maps, settings};
 
 /// `EEXIST` (`include/uapi/asm-generic/errno-base.h`)
 const EXISTS: i32 = -17;
@@ -85,7 +85,9 @@ fn increment(counter: *mut u64) {
 /// Implements the tables over the maps of one family.
 macro_rules! tables {
     ($family:ty, $address:ty, $addresses:ident, $sources:ident, $services:ident, $slots:ident,
-     $affinity:ident, $members:ident, $flows:ident, $previous:ident, $fragments:ident, $scratch:ident, $sockets:ident) => {
+     $affinity:ident, $members:ident, $flows:ident, $openings:ident, $opening_ends:ident, $openings_mask:ident,
+     $make_room:ident, $previous:ident, $fragments:ident, $scratch:ident,
+     $sockets:ident) => {
         impl SocketTables<$address> for Maps<$family> {
             #[inline(always)]
             fn socket(&self, key: &SocketKey<$address>, value: &mut SocketValue<$address>) -> bool {
@@ -227,6 +229,45 @@ macro_rules! tables {
                 let _ = maps::$flows.remove(key);
             }
 
+            /// Not inlined, so that the key's words do not fill the caller's stack.
+            #[inline(never)]
+            fn push_opening(&self, key: &FlowKey<$address>) {
+                if let Some(ends) = maps::$opening_ends.get_ptr_mut(0) {
+                    // SAFETY: the map's memory outlives the program; all CPUs count here, so they do it atomically.
+                    let number = unsafe { eviction::next(&raw mut (*ends).head) };
+                    if let Some(slot) = maps::$openings.get_ptr_mut(number as u32 & settings::$openings_mask()) {
+                        // SAFETY: as above; who reads a slot while it is written finds no flow, or another.
+                        unsafe { slot.copy_from_nonoverlapping(key, 1) };
+                    }
+                }
+            }
+
+            /// CPUs that do it at the same time may get the same: then one of them finds no flow any more.
+            #[inline(always)]
+            fn pop_opening(&self, key: &mut FlowKey<$address>) -> bool {
+                let mask = settings::$openings_mask();
+                let Some(ends) = maps::$opening_ends.get_ptr_mut(0) else {
+                    return false;
+                };
+                // SAFETY: the map's memory outlives the program; both numbers are read whole.
+                let Some(number) = (unsafe { ends.read_volatile() }).oldest(u64::from(mask) + 1) else {
+                    return false;
+                };
+                // SAFETY: as above.
+                unsafe { (&raw mut (*ends).tail).write_volatile(number + 1) };
+                let Some(slot) = maps::$openings.get_ptr(number as u32 & mask) else {
+                    return false;
+                };
+                // SAFETY: as above; any bit pattern is a key.
+                unsafe { slot.copy_to_nonoverlapping(key, 1) };
+                true
+            }
+
+            #[inline(always)]
+            fn make_room(&self) -> bool {
+                eviction::$make_room() != 0
+            }
+
             #[inline(always)]
             fn fragment(&self, key: &FragmentKey<$address>, value: &mut FragmentValue<$address>) -> bool {
                 let found = maps::$fragments.get_ptr(key);
@@ -358,6 +399,10 @@ tables!(
     AFFINITY_V4,
     MEMBERS_V4,
     FLOWS_V4,
+    OPENINGS_V4,
+    OPENING_ENDS_V4,
+    openings_mask_v4,
+    make_room_v4,
     PREVIOUS_V4,
     FRAGMENTS_V4,
     SCRATCH_V4,
@@ -373,6 +418,10 @@ tables!(
     AFFINITY_V6,
     MEMBERS_V6,
     FLOWS_V6,
+    OPENINGS_V6,
+    OPENING_ENDS_V6,
+    openings_mask_v6,
+    make_room_v6,
     PREVIOUS_V6,
     FRAGMENTS_V6,
     SCRATCH_V6,

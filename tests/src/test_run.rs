@@ -19,7 +19,7 @@ use nix::{
     unistd::geteuid,
 };
 use proxy_agent::dataplane::{kernel, pin::PinDirectory, simulation::Hook, table::Tables};
-use proxy_common::layout::{Settings, Timeouts, tables};
+use proxy_common::layout::{Settings, Timeouts, opening_slots, tables};
 use tempfile::TempDir;
 
 /// Verdicts of the programs: `TCX_NEXT` and `TCX_DROP` (`include/uapi/linux/bpf.h`).
@@ -89,11 +89,13 @@ impl Kernel {
     /// As there.
     pub fn load_with(flows: u32, timeouts: Timeouts) -> Result<Self> {
         // The fields of `Settings` in their order, the timeouts first. Without `BPF_F_IPV6` the programs do as on kernels
-        // before 6.16; whatever else there is is off.
+        // before 6.16; whatever else there is is off, but for the masks of openings, which come last.
         let mut settings = [0; size_of::<Settings>() / size_of::<u32>()];
         let timeouts = [
             timeouts.tcp_opening,
+            timeouts.tcp_answered,
             timeouts.tcp_established,
+            timeouts.tcp_half_closed,
             timeouts.tcp_closing,
             timeouts.udp_opening,
             timeouts.udp_established,
@@ -102,6 +104,8 @@ impl Kernel {
             timeouts.sctp_closing,
         ];
         settings[..timeouts.len()].copy_from_slice(&timeouts);
+        let masks = settings.len() - 2;
+        settings[masks..].fill(opening_slots(flows) - 1);
         let object = object()?;
         let bpffs = Bpffs::mount()?;
         let pin = PinDirectory::new(bpffs.0.path().join("test-run"));
@@ -113,6 +117,9 @@ impl Kernel {
         }
         for spec in [tables::FLOWS_V4, tables::FLOWS_V6] {
             loader.map_max_entries(spec.name, flows);
+        }
+        for spec in [tables::OPENINGS_V4, tables::OPENINGS_V6] {
+            loader.map_max_entries(spec.name, opening_slots(flows));
         }
         // They are read whole after every packet.
         for spec in [tables::FRAGMENTS_V4, tables::FRAGMENTS_V6, tables::HELD_FRAGMENTS] {

@@ -19,6 +19,7 @@ use crate::{
         self, Dataplane, LogLevel, Method, Options, cgroup,
         edge::{EdgePolicy, InterfaceMatch},
         pin::{DEFAULT_PIN_DIRECTORY, PinDirectory},
+        sizes::TableSize,
         xdp,
     },
     model::Model,
@@ -83,9 +84,13 @@ pub(crate) struct RunArgs {
     #[arg(long, value_enum, default_value_t = LogLevel::Off)]
     program_log: LogLevel,
 
-    /// Entries in each family's new flow table; a connection takes two [default: 524288]
+    /// Entries in each family's new flow table; a connection takes two [default: by the machine's memory]
     #[arg(long, value_name = "ENTRIES", value_parser = clap::value_parser!(u32).range(1024..))]
     flow_table_size: Option<u32>,
+
+    /// Entries in a new table, by its name in `status`, with or without its family; may be repeated
+    #[arg(long = "table-size", value_name = "NAME=ENTRIES")]
+    table_sizes: Vec<TableSize>,
 }
 
 impl RunArgs {
@@ -154,6 +159,10 @@ impl RunArgs {
             cgroup: self.cgroup.clone(),
         };
         options.xdp = xdp::Policy(self.xdp.clone());
+        for TableSize { tables, entries } in &self.table_sizes {
+            let sizes = tables.iter().map(|table| (table.clone(), *entries));
+            options.table_sizes.extend(sizes);
+        }
         if let Some(entries) = self.flow_table_size {
             for table in ["flows_v4", "flows_v6"] {
                 options.table_sizes.insert(table.to_owned(), entries);

@@ -9,8 +9,8 @@ use std::{
 
 use proxy_common::layout::{
     AddressBytes, AffinityKey, AffinityValue, Backend, Counter, Device, FlowKey, FlowValue, FragmentKey, FragmentValue,
-    HeldFragment, HeldKey, Member, MemberKey, ServiceCounter, ServiceKey, ServiceName, ServiceRanges, ServiceValue,
-    SlotKey, SocketKey, SocketValue, SourceKey, TableSpec, tables,
+    HeldFragment, HeldKey, Member, MemberKey, OpeningEnds, ServiceCounter, ServiceKey, ServiceName, ServiceRanges,
+    ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey, TableSpec, tables,
 };
 
 use super::table::{FamilyTables, Table, TableError, Tables};
@@ -159,6 +159,10 @@ pub struct MemoryFamily<A> {
     pub slots: MemoryTable<SlotKey, Backend<A>>,
     /// Flows
     pub flows: MemoryTable<FlowKey<A>, FlowValue<A>>,
+    /// Flows opened last, by slot
+    pub openings: MemoryTable<u32, FlowKey<A>>,
+    /// Where `openings` begins and ends
+    pub opening_ends: MemoryTable<u32, OpeningEnds>,
     /// Which endpoint a client used last
     pub affinity: MemoryTable<AffinityKey<A>, AffinityValue<A>>,
     /// What sockets are connected to or send to
@@ -179,6 +183,8 @@ impl<A: AddressBytes + Send> MemoryFamily<A> {
             services: Box::new(self.services.clone()),
             slots: Box::new(self.slots.clone()),
             flows: Box::new(self.flows.clone()),
+            openings: Box::new(self.openings.clone()),
+            opening_ends: Box::new(self.opening_ends.clone()),
             affinity: Box::new(self.affinity.clone()),
             sockets: Box::new(self.sockets.clone()),
             fragments: Box::new(self.fragments.clone()),
@@ -233,6 +239,8 @@ impl Memory {
                 services: MemoryTable::hash(sized(tables::SERVICES_V4), &observer),
                 slots: MemoryTable::hash(sized(tables::SLOTS_V4), &observer),
                 flows: MemoryTable::hash(sized(tables::FLOWS_V4), &observer),
+                openings: MemoryTable::array(sized(tables::OPENINGS_V4), &observer),
+                opening_ends: MemoryTable::array(sized(tables::OPENING_ENDS_V4), &observer),
                 affinity: MemoryTable::hash(sized(tables::AFFINITY_V4), &observer),
                 sockets: MemoryTable::hash(sized(tables::SOCKETS_V4), &observer),
                 fragments: MemoryTable::hash(sized(tables::FRAGMENTS_V4), &observer),
@@ -244,6 +252,8 @@ impl Memory {
                 services: MemoryTable::hash(sized(tables::SERVICES_V6), &observer),
                 slots: MemoryTable::hash(sized(tables::SLOTS_V6), &observer),
                 flows: MemoryTable::hash(sized(tables::FLOWS_V6), &observer),
+                openings: MemoryTable::array(sized(tables::OPENINGS_V6), &observer),
+                opening_ends: MemoryTable::array(sized(tables::OPENING_ENDS_V6), &observer),
                 affinity: MemoryTable::hash(sized(tables::AFFINITY_V6), &observer),
                 sockets: MemoryTable::hash(sized(tables::SOCKETS_V6), &observer),
                 fragments: MemoryTable::hash(sized(tables::FRAGMENTS_V6), &observer),

@@ -29,6 +29,7 @@ mod raw;
 pub mod service_name;
 mod shape;
 pub mod simulation;
+pub mod sizes;
 pub mod sockets;
 pub mod stale;
 pub mod table;
@@ -80,7 +81,7 @@ pub struct Options {
     pub xdp: xdp::Policy,
     /// Whose sockets are served, and where
     pub sockets: cgroup::Policy,
-    /// Number of entries of tables, by name
+    /// Number of entries of tables, by name, where it isn't the usual one ([`sizes`])
     pub table_sizes: BTreeMap<String, u32>,
     /// Flow timeouts
     pub timeouts: Timeouts,
@@ -146,7 +147,8 @@ impl Dataplane {
     ///
     /// # Errors
     /// If the pin directory can't be used or another agent has it, or the kernel refuses; each says what to do.
-    pub fn open(options: Options, now: Duration) -> Result<Self> {
+    pub fn open(mut options: Options, now: Duration) -> Result<Self> {
+        options.table_sizes = sizes::complete(&options.table_sizes);
         let lock = options.pin.claim()?;
         let previous = generation::settle(&options.pin, &options.table_sizes)?;
         let programs = load(&options, previous.as_ref().map(Previous::leader))?;

@@ -16,8 +16,9 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use proxy_common::layout::{
-    Settings, SocketSettings, Timeouts,
+    Settings, SocketSettings, TableSpec, Timeouts,
     tables::{self, FLOWS_V4, FLOWS_V6},
+    usable_slots,
 };
 
 use super::{
@@ -101,6 +102,8 @@ impl Programs {
             timeouts,
             ipv6_checksum_flag: ipv6_checksum_flag()?,
             previous: previous.is_some().into(),
+            openings_mask_v4: openings_mask(sizes, tables::OPENINGS_V4),
+            openings_mask_v6: openings_mask(sizes, tables::OPENINGS_V6),
         });
         let mut loader = EbpfLoader::new();
         let (sockets, socket_obstacle) = socket_settings(sockets)?;
@@ -237,6 +240,11 @@ impl Programs {
         }
         Ok(program)
     }
+}
+
+/// Finds the slot of an opening by its number.
+fn openings_mask(sizes: &BTreeMap<String, u32>, spec: TableSpec) -> u32 {
+    usable_slots(sizes.get(spec.name).copied().unwrap_or(spec.max_entries)) - 1
 }
 
 fn kernel_version() -> Result<KernelVersion> {

@@ -16,8 +16,8 @@ use proxy_common::{
     },
     layout::{
         AddressBytes, AffinityKey, AffinityValue, Backend, Counter, FlowKey, FlowValue, FragmentKey, FragmentValue,
-        HeldFragment, HeldKey, Member, MemberKey, Range, ServiceCounter, ServiceKey, ServiceValue, SlotKey, SocketKey,
-        SocketValue, SourceKey, Timeouts, filter_bit,
+        HeldFragment, HeldKey, Member, MemberKey, OpeningEnds, Range, ServiceCounter, ServiceKey, ServiceValue,
+        SlotKey, SocketKey, SocketValue, SourceKey, Timeouts, filter_bit, usable_slots,
     },
     packet::{BufferPacket, Family},
 };
@@ -53,6 +53,10 @@ pub struct Simulation<'a, F: Family> {
     family: &'a FamilyTables<F::Address>,
     tables: &'a Tables,
     changes: Changes<F::Address>,
+    /// Flows that packets opened, the oldest first
+    opened: RefCell<Vec<FlowKey<F::Address>>>,
+    /// Number of the oldest opening that no packet has looked at
+    unseen: Cell<u64>,
     affinities: RefCell<Affinities<F::Address>>,
     sockets: RefCell<SocketChanges<F::Address>>,
     fragments: RefCell<FragmentChanges<F::Address>>,
@@ -90,8 +94,8 @@ impl Environment for Surroundings<'_> {
         self.device
     }
 
-    fn timeouts(&self) -> Timeouts {
-        self.timeouts
+    fn timeouts(&self) -> &Timeouts {
+        &self.timeouts
     }
 
     /// A simulation has no sockets.
@@ -116,6 +120,8 @@ impl<'a, F: Family> Simulation<'a, F> {
             family,
             tables,
             changes: Rc::default(),
+            opened: RefCell::default(),
+            unseen: Cell::default(),
             affinities: RefCell::default(),
             sockets: RefCell::default(),
             fragments: RefCell::default(),
@@ -408,6 +414,31 @@ impl<F: Family> datapath::Tables<F::Address> for Simulation<'_, F> {
 
     fn remove_flow(&self, key: &FlowKey<F::Address>) {
         self.changes.borrow_mut().insert(*key, None);
+    }
+
+    fn push_opening(&self, key: &FlowKey<F::Address>) {
+        self.opened.borrow_mut().push(*key);
+    }
+
+    fn pop_opening(&self, key: &mut FlowKey<F::Address>) -> bool {
+        let ends = self.get(&self.family.opening_ends, &0).unwrap_or_default();
+        let opened = self.opened.borrow();
+        let slots = u64::from(usable_slots(self.family.openings.max_entries()));
+        let now = OpeningEnds {
+            head: ends.head + opened.len() as u64,
+            tail: ends.tail.max(self.unseen.get()),
+        };
+        let Some(number) = now.oldest(slots) else {
+            return false;
+        };
+        self.unseen.set(number + 1);
+        let found = match number.checked_sub(ends.head) {
+            Some(index) => usize::try_from(index).ok().and_then(|index| opened.get(index).copied()),
+            None => u32::try_from(number % slots)
+                .ok()
+                .and_then(|slot| self.get(&self.family.openings, &slot)),
+        };
+        found.inspect(|found| *key = *found).is_some()
     }
 
     fn fragment(&self, key: &FragmentKey<F::Address>, value: &mut FragmentValue<F::Address>) -> bool {

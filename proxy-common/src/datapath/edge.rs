@@ -3,8 +3,8 @@
 //! The established path is here, inlined; whatever else a packet needs is a call away.
 
 use super::{
-    Environment, FlowHandle as _, Outcome, Reason, Scratch, Tables, Verdict, direct::direct, first::first_packet,
-    fragment, frontend, own, translate::translate, upkeep,
+    Environment, FlowHandle as _, Outcome, Reason, Scratch, Tables, Verdict, direct::direct, first, fragment, frontend,
+    own, translate::translate, upkeep,
 };
 use crate::{
     layout::{AddressBytes, EGRESS, FlowKey, FlowValue, INGRESS, ServiceValue, flow_flags, history},
@@ -240,7 +240,10 @@ fn ingress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     let reason = match kept {
         Ok(true) => reason_of(&scratch.value),
         Ok(false) if tables.is_previous(&scratch.key) => Reason::Previous,
-        Ok(false) => match first_packet::<F, T, E>(tables, environment, scratch) {
+        Ok(false) => match first::first_packet::<F, T, E>(tables, environment, scratch)
+            .or_else(|reason| first::open_again(tables, environment, scratch, reason))
+            .or_else(|reason| first::open_again(tables, environment, scratch, reason))
+        {
             Ok(()) => Reason::NewFlow,
             // An address of the node may be a backend's: of a process in the host's network.
             Err(Reason::NoFrontend) if tables.may_be_backend(&scratch.key.destination) => {

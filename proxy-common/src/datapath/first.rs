@@ -6,7 +6,7 @@ use super::{
     select::{self, Choice},
 };
 use crate::{
-    layout::{AddressBytes, ServiceValue, device_flags, flow_flags, history},
+    layout::{AddressBytes, ServiceValue, device_flags, flow_flags},
     packet::{Family, UDP, opens_connection},
 };
 
@@ -34,10 +34,10 @@ pub(super) fn choose_endpoint<F: Family, T: Tables<F::Address>, E: Environment>(
         chosen => chosen?,
     }
     let (key, value) = (&scratch.key, &mut scratch.value);
+    value.history = flow::seen(scratch.transport.tcp_flags);
     value.other_port = key.source_port;
     value.last_seen = environment.now();
     value.address_difference = F::difference(&key.destination, &value.address);
-    value.history = history::SEEN;
     Ok(())
 }
 
@@ -59,7 +59,24 @@ pub(super) fn open<A: AddressBytes, T: Tables<A>, E: Environment>(
         tables.remove_flow(&scratch.twin_key);
         return Err(Reason::FlowTableFull);
     }
+    tables.push_opening(key);
     Ok(())
+}
+
+/// What [`open`] has failed for; or what comes of another attempt, if the table was full and there is room now: that of one
+/// flow, and two may be needed, for this may be masqueraded and they not. (A function of its own, as frames on the kernel's stack add up.)
+#[inline(never)]
+pub(super) fn open_again<A: AddressBytes, T: Tables<A>, E: Environment>(
+    tables: &T,
+    environment: &E,
+    scratch: &mut Scratch<A>,
+    reason: Reason,
+) -> Result<(), Reason> {
+    if reason == Reason::FlowTableFull && tables.make_room() {
+        open(tables, environment, scratch)
+    } else {
+        Err(reason)
+    }
 }
 
 /// Chooses an endpoint for the key in `scratch`: sets address, port, service and flags of its value.

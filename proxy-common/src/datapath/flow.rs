@@ -2,7 +2,7 @@
 
 use super::Environment;
 use crate::layout::{AddressBytes, EGRESS, FlowKey, FlowValue, INGRESS, Timeouts, flow_flags, history};
-use crate::packet::{TCP, UDP, checksum};
+use crate::packet::{TCP, UDP, checksum, opens_connection, tcp_flags};
 
 /// The key of the other half.
 ///
@@ -58,9 +58,21 @@ pub fn left_to_conntrack<A: AddressBytes>(key: &FlowKey<A>, service: u32, last_s
         service,
         last_seen,
         address_difference: 0,
-        history: history::SEEN,
+        history: history::SEEN | history::CONFIRMED | history::LASTING,
         flags: flow_flags::CONNTRACK | flags,
     }
+}
+
+/// The key of the client's half of the masquerade of a flow, by the client's half of the flow: what the backend's edge sees
+/// of the client's packets.
+#[inline(always)]
+pub const fn masquerade_key<A: AddressBytes>(key: &FlowKey<A>, value: &FlowValue<A>) -> FlowKey<A> {
+    FlowKey::new(
+        EGRESS,
+        key.protocol,
+        (key.source, value.other_port),
+        (value.address, value.port),
+    )
 }
 
 /// The endpoint that a flow is to, by either half and by either half of its masquerade.
@@ -79,13 +91,34 @@ pub fn same_rewrite<A: AddressBytes>(one: &FlowValue<A>, other: &FlowValue<A>) -
     one.address == other.address && one.port == other.port && one.other_port == other.other_port
 }
 
+/// What a packet with these [`tcp_flags`] adds to the history of its half.
+#[inline(always)]
+pub const fn seen(flags: u8) -> u8 {
+    let mut seen = history::SEEN;
+    if !opens_connection(flags) {
+        seen |= history::CONFIRMED;
+    }
+    if flags & tcp_flags::FIN != 0 {
+        seen |= history::FIN;
+    }
+    if flags & tcp_flags::RST != 0 {
+        seen |= history::RST;
+    }
+    seen
+}
+
 /// How far a flow is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum State {
     /// Not answered yet
     Opening,
-    /// Packets were seen both ways
+    /// Answered, but that may be all there is to it: the client has not confirmed the handshake, or (UDP) it was over
+    /// within a tick. Who floods with false sources comes this far
+    Answered,
+    /// Packets were seen both ways, and more than one
     Established,
+    /// TCP and SCTP: closed by one side
+    HalfClosed,
     /// TCP and SCTP: reset, or closed by both sides
     Closing,
 }
@@ -94,18 +127,28 @@ impl State {
     /// The state of a flow of an IP protocol by either of its halves and its twin.
     #[inline(always)]
     pub fn of<A: AddressBytes>(protocol: u8, half: &FlowValue<A>, twin: Option<&FlowValue<A>>) -> Self {
-        let twin_history = twin.map_or(0, |twin| twin.history);
-        let reply_history = if half.flags & flow_flags::REPLY == 0 {
-            twin_history
+        // The client's half may be lost, but who is answered has asked.
+        let twin_history = twin.map_or(history::CONFIRMED, |twin| twin.history);
+        let (client, reply) = if half.flags & flow_flags::REPLY == 0 {
+            (half.history, twin_history)
         } else {
-            half.history
+            (twin_history, half.history)
         };
-        let reset = (half.history | twin_history) & history::RST != 0;
-        let closed = half.history & twin_history & history::FIN != 0;
-        if protocol != UDP && (reset || closed) {
+        let (either, both) = (client | reply, client & reply);
+        let closes = protocol != UDP;
+        let proof = if closes {
+            client & history::CONFIRMED
+        } else {
+            either & history::LASTING
+        };
+        if closes && (either & history::RST != 0 || both & history::FIN != 0) {
             Self::Closing
-        } else if reply_history & history::SEEN == 0 {
+        } else if reply & history::SEEN == 0 {
             Self::Opening
+        } else if proof == 0 {
+            Self::Answered
+        } else if closes && either & history::FIN != 0 {
+            Self::HalfClosed
         } else {
             Self::Established
         }
@@ -116,14 +159,23 @@ impl State {
     pub const fn timeout(self, protocol: u8, timeouts: &Timeouts) -> u32 {
         match (self, protocol) {
             (Self::Opening, TCP) => timeouts.tcp_opening,
+            (Self::Answered, TCP) => timeouts.tcp_answered,
             (Self::Established, TCP) => timeouts.tcp_established,
+            (Self::HalfClosed, TCP) => timeouts.tcp_half_closed,
             (Self::Closing, TCP) => timeouts.tcp_closing,
-            (Self::Opening, UDP) => timeouts.udp_opening,
-            (Self::Established | Self::Closing, UDP) => timeouts.udp_established,
-            (Self::Opening, _) => timeouts.sctp_opening,
-            (Self::Established, _) => timeouts.sctp_established,
+            (Self::Opening | Self::Answered, UDP) => timeouts.udp_opening,
+            (_, UDP) => timeouts.udp_established,
+            (Self::Opening | Self::Answered, _) => timeouts.sctp_opening,
+            (Self::Established | Self::HalfClosed, _) => timeouts.sctp_established,
             (Self::Closing, _) => timeouts.sctp_closing,
         }
+    }
+
+    /// Whether a flow in this state may be given up for a new one when the table is full: it has not got anywhere, or it is
+    /// over.
+    #[inline(always)]
+    pub const fn is_expendable(self) -> bool {
+        matches!(self, Self::Opening | Self::Answered | Self::Closing)
     }
 }
 
@@ -151,5 +203,5 @@ pub(super) fn is_over<A: AddressBytes, E: Environment>(
     wanted: bool,
 ) -> bool {
     wanted && State::of(protocol, half, twin) == State::Closing
-        || is_expired(protocol, half, twin, environment.now(), &environment.timeouts())
+        || is_expired(protocol, half, twin, environment.now(), environment.timeouts())
 }

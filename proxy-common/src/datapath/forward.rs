@@ -12,12 +12,12 @@
 use super::{
     Environment, FlowHandle as _, Reason, Scratch, Tables,
     edge::{reason_of, rewrite},
-    first,
+    first, flow,
     own::may_collide as may_open,
     upkeep,
 };
 use crate::{
-    layout::{AddressBytes, EGRESS, FlowKey, INGRESS, device_flags, express, flow_flags, history},
+    layout::{AddressBytes, EGRESS, FlowKey, INGRESS, device_flags, express, flow_flags},
     packet::{Hops, Packet, Side, Transport},
 };
 
@@ -106,7 +106,7 @@ pub fn forward<F: Hops, P: Packet, T: Tables<F::Address>, E: Routes>(
     if entered == Reason::NewFlow
         && let Some(handle) = tables.flow(&entering.key)
     {
-        handle.touch(environment.now(), history::SEEN);
+        handle.touch(environment.now(), flow::seen(entering.transport.tcp_flags));
     }
     let (to, from) = (Side::Destination, Side::Source);
     let entered = rewrite::<F, P, T>(packet, tables, &entering.transport, to, &entering.value, entered);
@@ -196,7 +196,9 @@ fn open<F: Hops, T: Tables<F::Address>, E: Routes>(
     if both_ways {
         entering.value.flags |= flow_flags::EXPRESS;
     }
-    first::open(tables, environment, entering)?;
+    first::open(tables, environment, entering)
+        .or_else(|reason| first::open_again(tables, environment, entering, reason))
+        .or_else(|reason| first::open_again(tables, environment, entering, reason))?;
     // Its port as the backend sees it may have changed.
     hop.device = 0;
     if both_ways { Ok(()) } else { Err(Reason::Unrelated) }

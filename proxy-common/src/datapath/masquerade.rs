@@ -3,9 +3,9 @@
 //! The first packet's ingress asks for it with an unresolved entry, because only the egress hook knows the device, and
 //! with it the address.
 
-use super::{Environment, InsertError, InsertMode, Reason, Scratch, Tables, reserve::reserve_twin};
+use super::{Environment, InsertError, InsertMode, Reason, Scratch, Tables, flow, reserve::reserve_twin};
 use crate::{
-    layout::{AddressBytes, EGRESS, FlowKey, FlowValue, flow_flags},
+    layout::{AddressBytes, FlowKey, FlowValue, flow_flags},
     packet::Family,
 };
 
@@ -18,12 +18,7 @@ pub(super) fn request<A: AddressBytes, T: Tables<A>>(
     value: &FlowValue<A>,
     mode: InsertMode,
 ) -> Result<(), InsertError> {
-    let middle = FlowKey::new(
-        EGRESS,
-        key.protocol,
-        (key.source, value.other_port),
-        (value.address, value.port),
-    );
+    let middle = flow::masquerade_key(key, value);
     // The previous generation has chosen one, or will.
     if mode == InsertMode::New && tables.is_previous(&middle) {
         return Ok(());
@@ -75,7 +70,13 @@ pub(super) fn resolve<F: Family, T: Tables<F::Address>, E: Environment>(
     scratch.value.address = address;
     scratch.value.address_difference = F::difference(&scratch.key.source, &address);
     scratch.value.flags = flow_flags::MASQUERADE | scratch.value.flags & flow_flags::EXPRESS;
-    reserve_twin(tables, environment, scratch)?;
+    match reserve_twin(tables, environment, scratch) {
+        // The flow may itself be what was given up.
+        Err(Reason::FlowTableFull) if tables.make_room() && tables.flow(&scratch.key).is_some() => {
+            reserve_twin(tables, environment, scratch)?;
+        }
+        reserved => reserved?,
+    }
     tables
         .insert_flow(&scratch.key, &scratch.value, InsertMode::Any)
         .map_err(|_| Reason::FlowTableFull)

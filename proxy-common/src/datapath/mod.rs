@@ -6,6 +6,7 @@
 mod affinity;
 mod direct;
 mod edge;
+mod eviction;
 mod first;
 pub mod flow;
 mod forward;
@@ -27,6 +28,7 @@ mod upkeep;
 mod verdict;
 
 pub use edge::{egress, ingress};
+pub use eviction::{Victim, make_room};
 pub use first::choose;
 pub use forward::{Crossing, Forwarding, Hop, Routes, forward};
 pub use fragment::send_held;

@@ -1,6 +1,6 @@
 //! What the datapath needs of the world: tables, clock, chance.
 
-use super::{Claim, Reason, choose, claim, icmp_error, judge_host_packet, reject, send_held};
+use super::{Claim, Reason, Victim, choose, claim, icmp_error, judge_host_packet, make_room, reject, send_held};
 use crate::layout::{
     AddressBytes, AffinityKey, AffinityValue, Backend, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment,
     HeldKey, INGRESS, Member, MemberKey, ServiceKey, ServiceValue, SlotKey, TICK_SHIFT, Timeouts,
@@ -141,6 +141,19 @@ pub trait Tables<A: AddressBytes> {
     fn insert_flow(&self, key: &FlowKey<A>, value: &FlowValue<A>, mode: InsertMode) -> Result<(), InsertError>;
     /// Removes half a flow, if it is there.
     fn remove_flow(&self, key: &FlowKey<A>);
+    /// Notes that the flow of this client's half was opened.
+    fn push_opening(&self, key: &FlowKey<A>);
+    /// Takes the oldest opening that nobody has looked at yet, if it is still known; whether there was one.
+    fn pop_opening(&self, key: &mut FlowKey<A>) -> bool;
+    /// [`super::make_room`](fn@super::make_room). The kernel's has it behind a call of a function of its own, so that the
+    /// verifier goes through it once and not with every insert.
+    #[inline(always)]
+    fn make_room(&self) -> bool
+    where
+        Self: Sized,
+    {
+        make_room(self, &mut Victim::default())
+    }
     /// Lends memory, with whatever was left in it. Must not be nested.
     fn with_scratch(&self, with: impl FnOnce(&mut Scratch<A>) -> Reason) -> Reason;
     /// Looks up what becomes of a packet's fragments.
@@ -247,7 +260,7 @@ pub trait Environment {
     /// Interface index of the edge.
     fn device(&self) -> u32;
     /// Flow timeouts.
-    fn timeouts(&self) -> Timeouts;
+    fn timeouts(&self) -> &Timeouts;
     /// Whether a socket of the node itself gets packets with the addresses and ports of `key`, listening ones aside.
     fn has_socket<A: AddressBytes>(&self, key: &FlowKey<A>) -> bool;
 }

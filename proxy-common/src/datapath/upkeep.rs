@@ -11,7 +11,7 @@ use crate::{
 pub(super) const fn is_due<A>(value: &FlowValue<A>, flags: u8, now: u32) -> bool {
     value.last_seen != now
         || flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) != 0
-        || value.history & history::SEEN == 0
+        || value.history & history::CONFIRMED == 0
         || value.flags & (flow_flags::UNRESOLVED | flow_flags::TWIN_REMOVED) != 0
 }
 
@@ -38,12 +38,9 @@ pub(super) fn keep<F: Family, T: Tables<F::Address>, E: Environment>(
     if value.flags & flow_flags::MASQUERADED != 0 && masquerade::request(tables, key, value, InsertMode::New).is_err() {
         return Err(Reason::FlowTableFull);
     }
-    let mut seen = value.history | history::SEEN;
-    if packet_flags & tcp_flags::FIN != 0 {
-        seen |= history::FIN;
-    }
-    if packet_flags & tcp_flags::RST != 0 {
-        seen |= history::RST;
+    let mut seen = value.history | flow::seen(packet_flags);
+    if value.history & history::SEEN != 0 && value.last_seen != environment.now() {
+        seen |= history::LASTING;
     }
     // Looked up anew: resolving replaced the entry.
     if let Some(handle) = tables.flow(key) {
@@ -74,7 +71,7 @@ fn keep_twin<A: AddressBytes, T: Tables<A>, E: Environment>(
     } = scratch;
     let reopened = opens_connection(transport.tcp_flags);
     // Who is answered has asked. (No branch: the verifier would go two ways from here.)
-    expected.history = history::SEEN * u8::from(value.flags & flow_flags::REPLY != 0);
+    expected.history = (history::SEEN | history::CONFIRMED) * u8::from(value.flags & flow_flags::REPLY != 0);
     let Some(twin) = tables.flow(twin_key) else {
         return !flow::is_over(environment, key.protocol, value, None, reopened)
             // A full table is no reason to give up the half that lives.

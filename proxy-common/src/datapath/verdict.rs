@@ -118,6 +118,8 @@ reasons! {
     Previous = 27, Continue, "flow of the previous generation, left to it";
     /// It goes to a frontend that has an endpoint for it, but is on its way already
     HostUnserved = 28, Continue, "packet of a host process that no socket hook saw, passed untouched";
+    /// Counted beside the packet's own reason when the table is full and the packet's flow gets its place
+    FlowEvicted = 29, Continue, "unanswered or closed flow, given up for a new one as the flow table was full";
 }
 
 impl From<Reason> for Outcome {

@@ -9,7 +9,7 @@ pub const EGRESS: u8 = 1;
 
 /// A packet as the hook sees it, before it is rewritten.
 #[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct FlowKey<A> {
     /// Source address, network byte order
     pub source: A,
@@ -61,6 +61,10 @@ pub mod history {
     pub const FIN: u8 = 2;
     /// TCP: a packet with RST
     pub const RST: u8 = 4;
+    /// A packet that doesn't open a connection: after an answer, the client has proved that it is there
+    pub const CONFIRMED: u8 = 8;
+    /// A packet in a later tick than the one before it
+    pub const LASTING: u8 = 16;
 }
 
 /// Bits of [`FlowValue::flags`].

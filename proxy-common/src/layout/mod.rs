@@ -16,6 +16,7 @@ mod flow;
 mod fragment;
 pub mod handover;
 mod node;
+mod opening;
 mod service;
 mod settings;
 mod slot;
@@ -29,6 +30,7 @@ pub use filter::{FILTER_WORDS, filter_bit};
 pub use flow::{EGRESS, FlowKey, FlowValue, INGRESS, flow_flags, history};
 pub use fragment::{FragmentKey, FragmentValue, HELD_BYTES, HeldFragment, HeldKey, fate};
 pub use node::{MAX_SERVICE_RANGES, Range, ServiceRanges, address_flags};
+pub use opening::{OpeningEnds, opening_slots, usable_slots};
 pub use service::{AFFINITY_NONE, ServiceKey, ServiceName, ServiceValue, frontend_kind, service_flags};
 pub use settings::{Settings, TICK_SHIFT, Timeouts};
 pub use slot::{Backend, SlotKey};
@@ -202,8 +204,9 @@ pub mod tables {
     use super::{
         AffinityKey, AffinityValue, Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, FragmentKey,
         FragmentValue, HeldFragment, HeldKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_FLOWS, MAX_FRAGMENTED, MAX_HELD,
-        MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, Member, MemberKey, ServiceCounter, ServiceKey, ServiceName,
-        ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey, TableKind, TableSpec, table,
+        MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, Member, MemberKey, OpeningEnds, ServiceCounter, ServiceKey,
+        ServiceName, ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey, TableKind, TableSpec,
+        opening_slots, table,
     };
 
     /// IPv4 frontends
@@ -222,6 +225,16 @@ pub mod tables {
     /// IPv6 flows
     pub const FLOWS_V6: TableSpec =
         table::<FlowKey<[u8; 16]>, FlowValue<[u8; 16]>>("flows_v6", TableKind::Hash, MAX_FLOWS);
+    /// IPv4 flows opened last
+    pub const OPENINGS_V4: TableSpec =
+        table::<u32, FlowKey<[u8; 4]>>("openings_v4", TableKind::Array, opening_slots(MAX_FLOWS));
+    /// IPv6 flows opened last
+    pub const OPENINGS_V6: TableSpec =
+        table::<u32, FlowKey<[u8; 16]>>("openings_v6", TableKind::Array, opening_slots(MAX_FLOWS));
+    /// Where `openings_v4` begins and ends
+    pub const OPENING_ENDS_V4: TableSpec = table::<u32, OpeningEnds>("opening_ends_v4", TableKind::Array, 1);
+    /// Where `openings_v6` begins and ends
+    pub const OPENING_ENDS_V6: TableSpec = table::<u32, OpeningEnds>("opening_ends_v6", TableKind::Array, 1);
     /// Which endpoint an IPv4 client used last
     pub const AFFINITY_V4: TableSpec =
         table::<AffinityKey<[u8; 4]>, AffinityValue<[u8; 4]>>("affinity_v4", TableKind::LruHash, MAX_AFFINITIES);
@@ -284,13 +297,17 @@ pub mod tables {
     pub const ANSWER_LIMIT: TableSpec = table::<u32, u64>("answer_limit", TableKind::PerCpuArray, 1);
 
     /// Every table
-    pub const ALL: [TableSpec; 30] = [
+    pub const ALL: [TableSpec; 34] = [
         SERVICES_V4,
         SERVICES_V6,
         SLOTS_V4,
         SLOTS_V6,
         FLOWS_V4,
         FLOWS_V6,
+        OPENINGS_V4,
+        OPENINGS_V6,
+        OPENING_ENDS_V4,
+        OPENING_ENDS_V6,
         AFFINITY_V4,
         AFFINITY_V6,
         SOCKETS_V4,

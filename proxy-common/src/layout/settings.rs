@@ -1,30 +1,36 @@
 //! Read-only settings of the programs, set once when they are loaded.
 
-use super::plain;
+use super::{MAX_FLOWS, opening_slots, plain};
 
 /// A tick is 2^30 ns of `CLOCK_MONOTONIC`, about 1.07 s: the unit of [`super::FlowValue::last_seen`].
 pub const TICK_SHIFT: u32 = 30;
 
-/// How long a flow without packets is kept, in ticks, by its state. Defaults are those of nf_conntrack
-/// (`net/netfilter/nf_conntrack_proto_{tcp,udp,sctp}.c`), established as kube-proxy sets it (behaviour.md 7.10).
+/// How long a flow without packets is kept, in ticks, by its state. Defaults are those of nf_conntrack, whose names of the
+/// states are given (`net/netfilter/nf_conntrack_proto_{tcp,udp,sctp}.c`), two of them as kube-proxy sets them
+/// (behaviour.md 7.10).
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// TCP: not answered yet
+    /// TCP: not answered yet (SYN_SENT)
     pub tcp_opening: u32,
-    /// TCP: answered, not closed
+    /// TCP: answered, but the client has not acknowledged that (SYN_RECV)
+    pub tcp_answered: u32,
+    /// TCP: the handshake is done, nobody has closed (ESTABLISHED; kube-proxy makes the kernel's 5 days one)
     pub tcp_established: u32,
-    /// TCP: reset, or closed by both sides
+    /// TCP: closed by one side (CLOSE_WAIT; kube-proxy makes the kernel's minute an hour)
+    pub tcp_half_closed: u32,
+    /// TCP: reset, or closed by both sides (TIME_WAIT; the kernel's CLOSE, for resets, is shorter, but it has checked that a
+    /// reset is within the window)
     pub tcp_closing: u32,
-    /// UDP: not answered yet
+    /// UDP: not answered, or only within a tick: a question and its answer
     pub udp_opening: u32,
-    /// UDP: packets seen both ways
+    /// UDP: packets both ways, for longer than a tick (the kernel waits for 2 s)
     pub udp_established: u32,
-    /// SCTP: not answered yet
+    /// SCTP: the handshake is not done (COOKIE_WAIT, COOKIE_ECHOED)
     pub sctp_opening: u32,
-    /// SCTP: packets seen both ways, not closed
+    /// SCTP: the handshake is done, the association neither aborted nor shut down
     pub sctp_established: u32,
-    /// SCTP: aborted or shut down
+    /// SCTP: aborted or shut down (CLOSED)
     pub sctp_closing: u32,
 }
 
@@ -40,7 +46,9 @@ impl Timeouts {
     pub fn longest(&self) -> u32 {
         let all = [
             self.tcp_opening,
+            self.tcp_answered,
             self.tcp_established,
+            self.tcp_half_closed,
             self.tcp_closing,
             self.udp_opening,
             self.udp_established,
@@ -54,7 +62,9 @@ impl Timeouts {
     /// The defaults.
     pub const DEFAULT: Self = Self {
         tcp_opening: Self::ticks(120),
+        tcp_answered: Self::ticks(60),
         tcp_established: Self::ticks(86_400),
+        tcp_half_closed: Self::ticks(3600),
         tcp_closing: Self::ticks(120),
         udp_opening: Self::ticks(30),
         udp_established: Self::ticks(120),
@@ -72,7 +82,7 @@ impl Default for Timeouts {
 
 /// What the loader tells the programs.
 #[repr(C, align(4))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Flow timeouts
     pub timeouts: Timeouts,
@@ -80,6 +90,10 @@ pub struct Settings {
     pub ipv6_checksum_flag: u32,
     /// 1 while there is a previous generation, whose flows are left to it, else 0
     pub previous: u32,
+    /// Slots of `openings_v4` that are used, less one: a number's slot is what this mask leaves of it
+    pub openings_mask_v4: u32,
+    /// Of `openings_v6`
+    pub openings_mask_v6: u32,
 }
 
 impl Settings {
@@ -88,10 +102,12 @@ impl Settings {
         timeouts: Timeouts::DEFAULT,
         ipv6_checksum_flag: 0,
         previous: 0,
+        openings_mask_v4: opening_slots(MAX_FLOWS) - 1,
+        openings_mask_v6: opening_slots(MAX_FLOWS) - 1,
     };
 }
 
 plain! {
-    Timeouts = 32;
-    Settings = 40;
+    Timeouts = 40;
+    Settings = 56;
 }

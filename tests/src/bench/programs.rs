@@ -279,11 +279,11 @@ fn fill_ring<F: Family>(tables: &mut FamilyTables<F>, flows: u32, last_seen: u32
             service: 1,
             last_seen,
             address_difference: F::difference(&address, &next_address),
-            history: history::SEEN,
+            history: history::SEEN | history::CONFIRMED,
             flags: 0,
         };
         let twin = FlowValue {
-            history: history::SEEN,
+            history: history::SEEN | history::CONFIRMED,
             ..flow::twin_value(&key, &value)
         };
         tables.flows.insert(&flow::twin_key(&key, &value), &twin)?;

@@ -3,8 +3,8 @@
 use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use proxy_common::{
-    datapath::flow::{State, twin_key, twin_value},
-    layout::{EGRESS, FlowKey, FlowValue, TICK_SHIFT, flow_flags},
+    datapath::flow::{State, masquerade_key, twin_key, twin_value},
+    layout::{FlowKey, FlowValue, TICK_SHIFT, flow_flags},
 };
 use serde::Serialize;
 
@@ -33,7 +33,7 @@ pub struct FlowRow {
     pub masquerade: Option<SocketAddr>,
     /// The kernel's conntrack translates it, as it did before this node was taken over
     pub conntrack: bool,
-    /// `opening`, `established` or `closing`
+    /// `opening`, `answered`, `established`, `half-closed` or `closing`
     pub state: &'static str,
     /// Seconds since the last packet
     pub idle_seconds: u64,
@@ -86,13 +86,7 @@ fn row<A: Address>(
     let twin = halves.get(&twin_key(key, value));
     let last_seen = twin.map_or(value.last_seen, |twin| twin.last_seen.max(value.last_seen));
     let idle_ticks = u64::from(collect::tick(now).saturating_sub(last_seen));
-    let middle = FlowKey::new(
-        EGRESS,
-        key.protocol,
-        (key.source, value.other_port),
-        (value.address, value.port),
-    );
-    let masquerade = halves.get(&middle).filter(|masquerade| {
+    let masquerade = halves.get(&masquerade_key(key, value)).filter(|masquerade| {
         masquerade.flags & (flow_flags::MASQUERADE | flow_flags::UNRESOLVED) == flow_flags::MASQUERADE
     });
     FlowRow {
@@ -104,7 +98,9 @@ fn row<A: Address>(
         masquerade: masquerade.map(|masquerade| SocketAddr::new(masquerade.address.to_ip(), masquerade.port)),
         state: match State::of(key.protocol, value, twin) {
             State::Opening => "opening",
+            State::Answered => "answered",
             State::Established => "established",
+            State::HalfClosed => "half-closed",
             State::Closing => "closing",
         },
         idle_seconds: (idle_ticks << TICK_SHIFT) / 1_000_000_000,

@@ -72,8 +72,9 @@ both_families! {
         assert_eq!(connect(&world, CLIENT, 2, VIP, 5), 3);
         world.now.set(100 + 2 * ticks);
         assert_eq!(connect(&world, CLIENT, 3, VIP, 5), 3);
-        // The server's answer lets the connection live that long.
+        // The handshake lets the connection live that long.
         world.leave(&Segment::later(TCP, (103, 8080), (CLIENT, 3)));
+        world.enter(&Segment::later(TCP, (CLIENT, 3), VIP));
         world.now.set(101 + 3 * ticks);
         assert_eq!(world.enter(&Segment::later(TCP, (CLIENT, 3), VIP)).reason, Reason::Established);
         assert_eq!(connect(&world, CLIENT, 4, VIP, 5), 5);

@@ -96,6 +96,8 @@ both_families! {
     fn full_table_drops_new_flows_and_keeps_old_ones<F>() {
         for room in [0, 1] {
             let world = colliding::<F>(TCP);
+            world.leave(&Segment::later(TCP, BACKEND, HERE));
+            world.enter(&Segment::later(TCP, HERE, VIP));
             world.capacity.set(2 + room);
             let before = world.flows.borrow().clone();
             let other = (CLIENT, 40_001);

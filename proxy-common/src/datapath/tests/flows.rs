@@ -55,7 +55,8 @@ both_families! {
             let forward = world.entry(&World::<F>::key(INGRESS, protocol, HERE, VIP)).expect("a forward half");
             let reply = world.entry(&World::<F>::key(EGRESS, protocol, BACKEND, HERE)).expect("a reply half");
             assert_eq!(world.entries(), 2);
-            assert_eq!((forward.flags, forward.history, forward.last_seen), (0, history::SEEN, 100));
+            let seen = if protocol == TCP { history::SEEN } else { history::SEEN | history::CONFIRMED };
+            assert_eq!((forward.flags, forward.history, forward.last_seen), (0, seen, 100));
             assert_eq!((reply.flags, reply.history, reply.last_seen), (flow_flags::REPLY, 0, 100));
             assert_eq!((F::number(&forward.address), forward.port), BACKEND);
             assert_eq!((F::number(&reply.address), reply.port), VIP);
@@ -72,7 +73,7 @@ both_families! {
                 assert_forward(&world, &Segment::later(protocol, HERE, VIP), Reason::Established, OTHER_BACKEND);
             }
             for entry in world.flows.borrow().values() {
-                assert_eq!((entry.last_seen, entry.history), (101, history::SEEN));
+                assert_eq!((entry.last_seen, entry.history), (101, history::SEEN | history::CONFIRMED | history::LASTING));
             }
         }
     }
@@ -121,19 +122,33 @@ both_families! {
     }
 
     fn flow_expires_after_its_timeout<F>() {
-        for (protocol, answered, timeout) in [
-            (TCP, false, TIMEOUTS.tcp_opening),
-            (TCP, true, TIMEOUTS.tcp_established),
-            (UDP, false, TIMEOUTS.udp_opening),
-            (UDP, true, TIMEOUTS.udp_established),
+        let (ack, fin) = (tcp_flags::ACK, tcp_flags::FIN | tcp_flags::ACK);
+        let (asks, answers) = (INGRESS, EGRESS);
+        for (protocol, packets, timeout) in [
+            (TCP, &[][..], TIMEOUTS.tcp_opening),
+            (TCP, &[(answers, 0, ack)], TIMEOUTS.tcp_answered),
+            (TCP, &[(answers, 0, ack), (asks, 0, ack)], TIMEOUTS.tcp_established),
+            (TCP, &[(answers, 0, ack), (asks, 0, fin)], TIMEOUTS.tcp_half_closed),
+            (TCP, &[(answers, 0, fin), (asks, 0, fin)], TIMEOUTS.tcp_closing),
+            (UDP, &[], TIMEOUTS.udp_opening),
+            (UDP, &[(asks, 1, 0)], TIMEOUTS.udp_opening),
+            (UDP, &[(answers, 0, 0), (asks, 0, 0)], TIMEOUTS.udp_opening),
+            (UDP, &[(answers, 0, 0), (asks, 1, 0)], TIMEOUTS.udp_established),
+            (UDP, &[(answers, 0, 0), (answers, 1, 0)], TIMEOUTS.udp_established),
         ] {
             for (idle, lives) in [(timeout, true), (timeout + 1, false)] {
                 let world = two_endpoints::<F>();
                 open(&world, protocol, true);
-                if answered {
-                    assert_reply(&world, &Segment::later(protocol, OTHER_BACKEND, HERE));
+                for &(direction, later, flags) in packets {
+                    world.now.set(world.now.get() + later);
+                    if direction == asks {
+                        let next = Segment::later(protocol, HERE, VIP).flags(flags);
+                        assert_forward(&world, &next, Reason::Established, OTHER_BACKEND);
+                    } else {
+                        assert_reply(&world, &Segment::later(protocol, OTHER_BACKEND, HERE).flags(flags));
+                    }
                 }
-                world.now.set(100 + idle);
+                world.now.set(world.now.get() + idle);
                 let next = Segment::later(protocol, HERE, VIP);
                 if lives {
                     assert_forward(&world, &next, Reason::Established, OTHER_BACKEND);

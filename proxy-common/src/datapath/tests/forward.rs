@@ -52,7 +52,7 @@ impl<F: TestFamily> Environment for Node<'_, F> {
         self.device
     }
 
-    fn timeouts(&self) -> Timeouts {
+    fn timeouts(&self) -> &Timeouts {
         self.world.timeouts()
     }
 

@@ -97,24 +97,74 @@ fn rewrites_differ_in_address_or_ports() {
 /// Every state by what the halves saw, whichever of them is asked.
 #[test]
 fn state_follows_from_both_histories() {
-    use history::{FIN, RST, SEEN};
+    use history::{CONFIRMED, FIN, LASTING, RST, SEEN};
     for (protocol, forward, reply, state, timeout) in [
         (TCP, SEEN, 0, State::Opening, TIMEOUTS.tcp_opening),
-        (TCP, SEEN, SEEN, State::Established, TIMEOUTS.tcp_established),
-        (TCP, SEEN | FIN, SEEN, State::Established, TIMEOUTS.tcp_established),
-        (TCP, SEEN, SEEN | FIN, State::Established, TIMEOUTS.tcp_established),
+        (TCP, SEEN | CONFIRMED, 0, State::Opening, TIMEOUTS.tcp_opening),
+        (TCP, SEEN, SEEN | CONFIRMED, State::Answered, TIMEOUTS.tcp_answered),
+        (
+            TCP,
+            SEEN | LASTING,
+            SEEN | LASTING,
+            State::Answered,
+            TIMEOUTS.tcp_answered,
+        ),
+        (
+            TCP,
+            SEEN | CONFIRMED,
+            SEEN,
+            State::Established,
+            TIMEOUTS.tcp_established,
+        ),
+        (
+            TCP,
+            SEEN | CONFIRMED | FIN,
+            SEEN,
+            State::HalfClosed,
+            TIMEOUTS.tcp_half_closed,
+        ),
+        (
+            TCP,
+            SEEN | CONFIRMED,
+            SEEN | FIN,
+            State::HalfClosed,
+            TIMEOUTS.tcp_half_closed,
+        ),
         (TCP, SEEN | FIN, SEEN | FIN, State::Closing, TIMEOUTS.tcp_closing),
         (TCP, SEEN | RST, 0, State::Closing, TIMEOUTS.tcp_closing),
         (TCP, SEEN, SEEN | RST, State::Closing, TIMEOUTS.tcp_closing),
         (SCTP, SEEN, 0, State::Opening, TIMEOUTS.sctp_opening),
-        (SCTP, SEEN, SEEN, State::Established, TIMEOUTS.sctp_established),
+        (SCTP, SEEN, SEEN, State::Answered, TIMEOUTS.sctp_opening),
+        (
+            SCTP,
+            SEEN | CONFIRMED,
+            SEEN,
+            State::Established,
+            TIMEOUTS.sctp_established,
+        ),
+        (
+            SCTP,
+            SEEN | CONFIRMED,
+            SEEN | FIN,
+            State::HalfClosed,
+            TIMEOUTS.sctp_established,
+        ),
         (SCTP, SEEN, SEEN | RST, State::Closing, TIMEOUTS.sctp_closing),
         (UDP, SEEN, 0, State::Opening, TIMEOUTS.udp_opening),
-        (UDP, SEEN, SEEN, State::Established, TIMEOUTS.udp_established),
+        (UDP, SEEN | LASTING, 0, State::Opening, TIMEOUTS.udp_opening),
+        (
+            UDP,
+            SEEN | CONFIRMED,
+            SEEN | CONFIRMED,
+            State::Answered,
+            TIMEOUTS.udp_opening,
+        ),
+        (UDP, SEEN | LASTING, SEEN, State::Established, TIMEOUTS.udp_established),
+        (UDP, SEEN, SEEN | LASTING, State::Established, TIMEOUTS.udp_established),
         (
             UDP,
             SEEN | RST | FIN,
-            SEEN | FIN,
+            SEEN | FIN | LASTING,
             State::Established,
             TIMEOUTS.udp_established,
         ),
@@ -159,7 +209,7 @@ fn lone_half_is_judged_by_itself() {
     assert_eq!(state(history::SEEN, flow_flags::REPLY), State::Established);
     assert_eq!(
         state(history::SEEN | history::FIN, flow_flags::REPLY),
-        State::Established
+        State::HalfClosed
     );
     assert_eq!(state(history::SEEN | history::RST, 0), State::Closing);
 }

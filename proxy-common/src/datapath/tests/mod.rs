@@ -4,6 +4,7 @@ mod affinity;
 mod checksums;
 mod collisions;
 mod endpoints;
+mod eviction;
 mod flows;
 mod forward;
 mod fragments;

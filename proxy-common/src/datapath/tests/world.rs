@@ -38,7 +38,9 @@ pub(super) const STRANGER: Endpoint = (7, 443);
 /// Timeouts that tell states apart.
 pub(super) const TIMEOUTS: Timeouts = Timeouts {
     tcp_opening: 10,
+    tcp_answered: 15,
     tcp_established: 1000,
+    tcp_half_closed: 500,
     tcp_closing: 20,
     udp_opening: 30,
     udp_established: 40,
@@ -94,6 +96,8 @@ pub(super) struct World<F: TestFamily> {
     frontends: HashSet<F::Address>,
     backends: HashSet<F::Address>,
     pub(super) flows: Flows<F::Address>,
+    /// Flows opened, the oldest first
+    pub(super) openings: RefCell<VecDeque<FlowKey<F::Address>>>,
     /// Room in the flow table
     pub(super) capacity: Cell<usize>,
     pub(super) masquerade: Option<u128>,
@@ -152,6 +156,7 @@ impl<F: TestFamily> World<F> {
             frontends: HashSet::new(),
             backends: HashSet::new(),
             flows: Flows::default(),
+            openings: RefCell::default(),
             capacity: Cell::new(usize::MAX),
             masquerade: None,
             now: Cell::new(100),
@@ -417,6 +422,15 @@ impl<F: TestFamily> Tables<F::Address> for World<F> {
         self.flows.borrow_mut().remove(key);
     }
 
+    fn push_opening(&self, key: &FlowKey<F::Address>) {
+        self.openings.borrow_mut().push_back(*key);
+    }
+
+    fn pop_opening(&self, key: &mut FlowKey<F::Address>) -> bool {
+        let oldest = self.openings.borrow_mut().pop_front();
+        oldest.inspect(|oldest| *key = *oldest).is_some()
+    }
+
     fn fragment(&self, key: &FragmentKey<F::Address>, value: &mut FragmentValue<F::Address>) -> bool {
         let fragments = self.fragments.borrow();
         let found = fragments.get(key);
@@ -549,8 +563,8 @@ impl<F: TestFamily> Environment for World<F> {
         1
     }
 
-    fn timeouts(&self) -> Timeouts {
-        TIMEOUTS
+    fn timeouts(&self) -> &Timeouts {
+        &TIMEOUTS
     }
 
     fn has_socket<A: AddressBytes>(&self, key: &FlowKey<A>) -> bool {

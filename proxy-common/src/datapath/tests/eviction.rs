@@ -1,0 +1,251 @@
+//! A full table: what is given up for new flows, and what is not.
+
+use proptest::{collection::vec, prelude::*};
+
+use super::{
+    both_families,
+    segment::{Endpoint, Segment, TestFamily},
+    world::{BACKEND, CLIENT, NODE, VIP, World},
+};
+use crate::{
+    datapath::{
+        Reason,
+        flow::{State, masquerade_key, same_rewrite, twin_key, twin_value},
+    },
+    layout::{INGRESS, flow_flags},
+    packet::{SCTP, TCP, UDP, V4, V6, tcp_flags},
+};
+
+/// A world of one endpoint and a masquerade address, with room for so many entries.
+fn world<F: TestFamily>(capacity: usize) -> World<F> {
+    let mut world = World::with_service();
+    world.masquerade_with(NODE);
+    world.capacity.set(capacity);
+    world
+}
+
+/// The first packet of a client.
+fn open<F: TestFamily>(world: &World<F>, protocol: u8, port: u16) -> Reason {
+    world.enter(&Segment::first(protocol, (CLIENT, port), VIP)).reason
+}
+
+/// The handshake of a client that is there.
+fn establish<F: TestFamily>(world: &World<F>, port: u16) {
+    assert_eq!(open(world, TCP, port), Reason::NewFlow);
+    world.leave(&Segment::later(TCP, BACKEND, (CLIENT, port)).flags(tcp_flags::SYN | tcp_flags::ACK));
+    world.enter(&Segment::later(TCP, (CLIENT, port), VIP));
+}
+
+fn evicted<F: TestFamily>(world: &World<F>) -> u64 {
+    let reasons = world.reasons.borrow();
+    reasons.get(&Reason::FlowEvicted).map_or(0, |counter| counter.packets)
+}
+
+both_families! {
+    fn the_oldest_unanswered_flow_makes_room<F>() {
+        for protocol in [TCP, UDP, SCTP] {
+            let world = world::<F>(6);
+            for port in 1..=3 {
+                assert_eq!(open(&world, protocol, port), Reason::NewFlow);
+            }
+            for port in 4..=40 {
+                assert_eq!(open(&world, protocol, port), Reason::NewFlow);
+                assert_eq!(world.entries(), 6);
+                assert_eq!(evicted(&world), u64::from(port) - 3);
+                let gone = World::<F>::key(INGRESS, protocol, (CLIENT, port - 3), VIP);
+                assert_eq!(world.entry(&gone), None, "port {}", port - 3);
+            }
+        }
+    }
+
+    /// Backends answer the first packets of a flood, too.
+    fn an_answer_alone_does_not_protect<F>() {
+        for protocol in [TCP, UDP] {
+            let world = world::<F>(2);
+            for port in 1..=3 {
+                assert_eq!(open(&world, protocol, port), Reason::NewFlow);
+                let answer = Segment::later(protocol, BACKEND, (CLIENT, port));
+                world.leave(&answer.flags(tcp_flags::SYN | tcp_flags::ACK));
+            }
+            assert_eq!((world.entries(), evicted(&world)), (2, 2));
+        }
+    }
+
+    fn established_flows_stay<F>() {
+        let world = world::<F>(20);
+        for port in 1..=10 {
+            establish(&world, port);
+        }
+        let before = world.flows.borrow().clone();
+        for port in 11..100 {
+            assert_eq!(open(&world, TCP, port), Reason::FlowTableFull);
+        }
+        assert_eq!(*world.flows.borrow(), before);
+        assert_eq!(evicted(&world), 0);
+    }
+
+    fn new_connections_are_made_in_a_flood<F>() {
+        let world = world::<F>(16);
+        for number in 0..200 {
+            for other in 0..6 {
+                assert_eq!(open(&world, UDP, 1000 + number * 6 + other), Reason::NewFlow);
+            }
+            let port = 1 + number % 3;
+            if number < 3 {
+                establish(&world, port);
+            }
+            let sent = world.enter(&Segment::later(TCP, (CLIENT, port), VIP));
+            assert_eq!((sent.reason, sent.destination), (Reason::Established, BACKEND));
+            let sent = world.leave(&Segment::later(TCP, BACKEND, (CLIENT, port)));
+            assert_eq!((sent.reason, sent.source), (Reason::Established, VIP));
+        }
+    }
+
+    fn closed_flows_make_room<F>() {
+        let world = world::<F>(2);
+        establish(&world, 1);
+        world.enter(&Segment::later(TCP, (CLIENT, 1), VIP).flags(tcp_flags::RST));
+        assert_eq!(open(&world, TCP, 2), Reason::NewFlow);
+        assert_eq!((world.entries(), evicted(&world)), (2, 1));
+    }
+
+    /// It needs more room than the flow that is given up for it leaves.
+    fn masqueraded_flow_finds_room<F>() {
+        let world = world::<F>(5);
+        for port in 1..=3 {
+            assert_eq!(open(&world, TCP, port), Reason::NewFlow);
+        }
+        assert_eq!(world.enter(&Segment::first(TCP, (BACKEND.0, 4), VIP)).reason, Reason::NewFlow);
+        assert_eq!(world.leave(&Segment::first(TCP, (BACKEND.0, 4), BACKEND)).reason, Reason::Established);
+        assert_eq!(world.entries(), 4);
+    }
+
+    /// All four entries of a masqueraded flow go.
+    fn masquerade_goes_with_its_flow<F>() {
+        let world = world::<F>(4);
+        assert_eq!(world.enter(&Segment::first(UDP, (BACKEND.0, 1), VIP)).reason, Reason::NewFlow);
+        assert_eq!(world.leave(&Segment::first(UDP, (BACKEND.0, 1), BACKEND)).reason, Reason::Established);
+        assert_eq!(world.entries(), 4);
+        assert_eq!(open(&world, UDP, 2), Reason::NewFlow);
+        assert_eq!(world.entries(), 2);
+    }
+}
+
+/// What happens in the property below: a client, by its number, and what it or its server does.
+#[derive(Clone, Copy, Debug)]
+enum Happening {
+    Opens,
+    Sends,
+    IsAnswered,
+    Closes,
+    Waits,
+}
+
+/// The endpoint and protocol of a client; every third is the endpoint itself, which is masqueraded.
+fn client(number: u16) -> (Endpoint, u8) {
+    let address = if number.is_multiple_of(3) { BACKEND.0 } else { CLIENT };
+    (
+        (address, 1000 + number),
+        if number.is_multiple_of(2) { TCP } else { UDP },
+    )
+}
+
+/// Lets it happen; packets of masqueraded clients meet the hooks of both edges.
+fn happen<F: TestFamily>(world: &World<F>, number: u16, happening: Happening) {
+    let (here, protocol) = client(number);
+    let first = Segment::first(protocol, here, VIP);
+    let later = Segment::later(protocol, here, VIP);
+    let to_server = |segment: Segment| {
+        let sent = world.enter(&segment);
+        if here.0 == BACKEND.0 && sent.destination == BACKEND {
+            world.leave(&Segment {
+                source: sent.source,
+                destination: BACKEND,
+                ..segment
+            });
+        }
+    };
+    match happening {
+        Happening::Opens => to_server(first),
+        Happening::Sends => to_server(later),
+        Happening::Closes => to_server(later.flags(tcp_flags::RST)),
+        Happening::Waits => world.now.set(world.now.get() + 1),
+        Happening::IsAnswered => {
+            if here.0 == BACKEND.0 {
+                world.enter(&Segment::later(protocol, BACKEND, (NODE, here.1)));
+            }
+            world.leave(&Segment::later(protocol, BACKEND, here));
+        }
+    }
+}
+
+/// What stands after each step: no half without its twin, no masquerade without its flow, and every flow that was
+/// established before, but for those that ended by themselves.
+fn table_stays_whole<F: TestFamily>(capacity: usize, happenings: &[(u16, Happening)]) {
+    let world = world::<F>(capacity);
+    for &(number, happening) in happenings {
+        let before = world.flows.borrow().clone();
+        let evicted_before = evicted(&world);
+        happen(&world, number, happening);
+        let after = world.flows.borrow().clone();
+        assert!(after.len() <= capacity);
+        for (key, value) in &after {
+            if value.flags & flow_flags::UNRESOLVED == 0 {
+                let twin = after.get(&twin_key(key, value));
+                let whole = twin.is_some_and(|twin| same_rewrite(twin, &twin_value(key, value)));
+                assert!(whole, "{happening:?} of {number}: {key:?} {value:?} has no twin");
+            }
+            if value.flags & flow_flags::MASQUERADED != 0 {
+                assert!(
+                    after.contains_key(&masquerade_key(key, value)),
+                    "{happening:?} of {number}"
+                );
+            }
+        }
+        let flows = |table: &std::collections::HashMap<_, crate::layout::FlowValue<F::Address>>| {
+            let of_masquerade =
+                |value: &crate::layout::FlowValue<F::Address>| value.flags & flow_flags::MASQUERADE != 0;
+            table.values().filter(|value| of_masquerade(value)).count()
+        };
+        let masqueraded = after
+            .values()
+            .filter(|value| value.flags & flow_flags::MASQUERADED != 0)
+            .count();
+        assert!(flows(&after) <= 2 * masqueraded, "a masquerade is left behind");
+        if evicted(&world) == evicted_before {
+            continue;
+        }
+        for (key, value) in before
+            .iter()
+            .filter(|(_, value)| value.flags & flow_flags::MASQUERADE == 0)
+        {
+            let twin = before.get(&twin_key(key, value));
+            if !State::of(key.protocol, value, twin).is_expendable() {
+                assert!(
+                    after.contains_key(key),
+                    "{happening:?} of {number}: {key:?} was given up"
+                );
+            }
+        }
+    }
+}
+
+fn happenings() -> impl Strategy<Value = Vec<(u16, Happening)>> {
+    let happening = prop_oneof![
+        4 => Just(Happening::Opens),
+        3 => Just(Happening::Sends),
+        3 => Just(Happening::IsAnswered),
+        1 => Just(Happening::Closes),
+        1 => Just(Happening::Waits),
+    ];
+    vec((0..12_u16, happening), 1..200)
+}
+
+proptest! {
+    /// An answered flow is never given up, and none in part.
+    #[test]
+    fn eviction_takes_whole_flows_that_are_expendable(capacity in 2..20_usize, happenings in happenings()) {
+        table_stays_whole::<V4>(capacity, &happenings);
+        table_stays_whole::<V6>(capacity, &happenings);
+    }
+}

@@ -1,0 +1,65 @@
+//! Tables `openings_v4` and `openings_v6`: the flows opened last, by their client's half, in a ring; and where it begins and
+//! ends. Who needs room in a full flow table finds here what to give up, the oldest first.
+//!
+//! A slot isn't cleaned when its flow ends: then nothing is found in the flow table, or a flow that is to stay.
+
+use super::plain;
+
+/// Where the ring of openings begins and ends: one entry each of `opening_ends_v4` and `opening_ends_v6`. Both numbers only
+/// grow; a number modulo the number of slots is its slot.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct OpeningEnds {
+    /// Flows opened so far: the number of the next
+    pub head: u64,
+    /// Number of the oldest that nobody has looked at
+    pub tail: u64,
+}
+
+impl OpeningEnds {
+    /// The number of the oldest opening that nobody has looked at and that is still in one of the slots.
+    #[inline(always)]
+    pub const fn oldest(&self, slots: u64) -> Option<u64> {
+        let in_slots = self.head.saturating_sub(slots);
+        let oldest = if self.tail > in_slots { self.tail } else { in_slots };
+        if oldest < self.head { Some(oldest) } else { None }
+    }
+}
+
+/// Slots of the ring for a flow table of so many entries: no more flows than half of them fit. A power of two, so that a
+/// mask finds the slot.
+pub const fn opening_slots(flow_entries: u32) -> u32 {
+    usable_slots(flow_entries / 2)
+}
+
+/// How many of a table's slots are used: the largest power of two, at least one.
+pub const fn usable_slots(slots: u32) -> u32 {
+    match slots.checked_ilog2() {
+        Some(exponent) => 1 << exponent,
+        None => 1,
+    }
+}
+
+plain! {
+    OpeningEnds = 16;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ring_holds_the_last_openings() {
+        let oldest = |head, tail| OpeningEnds { head, tail }.oldest(4);
+        assert_eq!(oldest(0, 0), None);
+        assert_eq!(oldest(3, 0), Some(0));
+        assert_eq!(oldest(3, 3), None);
+        assert_eq!(oldest(9, 2), Some(5), "older ones are written over");
+        assert_eq!(oldest(9, 7), Some(7));
+    }
+
+    #[test]
+    fn slots_are_a_power_of_two() {
+        assert_eq!([0, 1, 5, 1000, 524_288].map(opening_slots), [1, 1, 2, 256, 262_144]);
+    }
+}
