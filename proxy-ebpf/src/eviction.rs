@@ -15,7 +15,7 @@ use crate::{maps, tables::Maps};
 /// `counter` must be valid, and written by nobody otherwise.
 #[inline(always)]
 pub unsafe fn next(counter: *mut u64) -> u64 {
-    // SAFETY: the caller's promise. (With Relaxed ordering the compiler, LLVM 21, takes the instruction that gives no result.)
+    // SAFETY: the caller's promise. (With Relaxed ordering the compiler, LLVM 22, takes the instruction that gives no result.)
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(counter, 1) }
 }
 

@@ -61,6 +61,7 @@ fn node() -> NodePlan {
     let own = || ["192.0.2.100".parse().expect("an address")].into();
     NodePlan {
         node_port_addresses: own(),
+        loopback_node_port_addresses: ["127.0.0.1".parse().expect("an address")].into(),
         local_addresses: own(),
         local_sources: LocalSources::Ranges(vec!["10.244.0.0/16".parse().expect("a range")]),
         service_ranges: vec!["10.96.0.0/16".parse().expect("a range")],
