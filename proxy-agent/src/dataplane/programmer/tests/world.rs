@@ -43,6 +43,7 @@ impl Default for State {
             plan: Plan::new(),
             node: NodePlan {
                 node_port_addresses: ["192.0.2.100", "2001:db8::100"].map(parse).into(),
+                loopback_node_port_addresses: ["127.0.0.1", "::1"].map(parse).into(),
                 local_addresses: ["192.0.2.100", "2001:db8::100"].map(parse).into(),
                 local_sources: LocalSources::Ranges(["10.244.0.0/24", "fd01:0:0:1::/64"].map(parse).into()),
                 service_ranges: ["10.96.0.0/16", "fd00::/112"].map(parse).into(),
