@@ -110,7 +110,7 @@ fn row<A: Address>(
 
 #[cfg(test)]
 mod tests {
-    use proxy_common::layout::{INGRESS, history};
+    use proxy_common::layout::{EGRESS, INGRESS, history};
 
     use super::*;
     use crate::dataplane::{memory::Memory, service_name, table::Table as _};
