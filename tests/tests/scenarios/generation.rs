@@ -158,7 +158,7 @@ pub(super) fn a_flow_table_grows_and_shrinks_under_load() -> Result<()> {
             let tables = status["tables"].as_array().context("no list `tables`")?;
             let flows = tables.iter().find(|table| table["name"] == "flows_v4");
             ensure!(
-                flows.is_some_and(|flows| flows["max_entries"].to_string() == size),
+                flows.and_then(|flows| flows["max_entries"].as_u64()) == Some(size.parse()?),
                 "{status}"
             );
             scene.wait()?;
