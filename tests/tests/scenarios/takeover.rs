@@ -312,3 +312,81 @@ fn a_node_is_handed_back_to_iptables_rules_under_load() -> Result<()> {
     require_root!();
     hand_back(KubeProxy::IptablesNft)
 }
+
+/// Kube-proxy, which ends such flows, runs no more (behaviour.md 7.3): the agent ends them, in conntrack as well.
+#[test]
+fn rule_7_3_datagrams_leave_an_endpoint_that_serves_no_more() -> Result<()> {
+    require_root!();
+    cluster().run(|lab| {
+        let service = expose(lab, "web", 1, &["near", "far"])?;
+        lab.apply(&service)?;
+        lab.apply_nodes()?;
+        lab.program_kube_proxy("node-a", KubeProxy::Nftables, &[&service])?;
+        let mut sockets = Vec::new();
+        for family in Family::ALL {
+            for (from, kind) in [("client", FrontendKind::ClusterIp), ("outside", FrontendKind::NodePort)].repeat(4) {
+                let to = service.frontend_of(kind, family, "udp", lab.node("node-a"));
+                let mut socket = lab.namespace(from).run(|| UdpClient::bind(0, to))?;
+                let backend = socket.ask(to)?.backend;
+                sockets.push((socket, to, backend));
+            }
+        }
+        let _agent = lab.start_agent("node-a")?;
+        lab.ask_agent("node-a", "cleanup", &["--kube-proxy"])?;
+        for (socket, to, backend) in &mut sockets {
+            ensure!(socket.ask(*to)?.backend == *backend, "{to} left {backend}");
+        }
+        lab.apply(&service.without("far"))?;
+        lab.settle("node-a")?;
+        for (socket, to, backend) in &mut sockets {
+            wait_until(&format!("{to} leaves {backend}"), PATIENCE, || {
+                let answer = socket.ask(*to).map(|answer| answer.backend);
+                answer.map_or_else(
+                    |error| Some(Err(error)),
+                    |backend| (backend == "near").then_some(Ok(())),
+                )
+            })??;
+        }
+        Ok(())
+    })
+}
+
+/// One port of a client, two frontends, one endpoint: conntrack has the first connection, this proxy gets the second, and to the
+/// endpoint they are two.
+#[test]
+fn a_port_that_conntracks_connection_has_is_not_given_twice() -> Result<()> {
+    require_root!();
+    cluster().run(|lab| {
+        let first = expose(lab, "first", 1, &["near"])?;
+        let second = expose(lab, "second", 2, &["near"])?;
+        for service in [&first, &second] {
+            lab.apply(service)?;
+        }
+        lab.apply_nodes()?;
+        lab.program_kube_proxy("node-a", KubeProxy::Nftables, &[&first, &second])?;
+        let ways = [
+            ("client", FrontendKind::ClusterIp),
+            ("client", FrontendKind::LoadBalancer),
+            ("outside", FrontendKind::NodePort),
+        ];
+        let ways = Family::ALL.iter().flat_map(|family| ways.map(|way| (*family, way)));
+        let mut pairs = Vec::new();
+        for (port, (family, (from, kind))) in (40_000..).zip(ways) {
+            let [to, next] =
+                [&first, &second].map(|service| service.frontend_of(kind, family, "tcp", lab.node("node-a")));
+            let mut connection = lab.namespace(from).run(|| Connection::open_from(port, to))?;
+            connection.ask()?;
+            pairs.push((from, connection, next));
+        }
+        let _agent = lab.start_agent("node-a")?;
+        for (from, mut old, to) in pairs {
+            let port = old.local_port()?;
+            let mut new = lab.namespace(from).run(|| Connection::open_from(port, to))?;
+            for _ in 0..2 {
+                let [one, other] = [old.ask()?, new.ask()?];
+                ensure!(one.peer != other.peer, "{from} to {to}: both are {}", one.peer);
+            }
+        }
+        Ok(())
+    })
+}
