@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use proxy_common::layout::{AddressBytes, ServiceKey, ServiceRanges, ServiceValue, Timeouts};
 use serde::Serialize;
 
@@ -30,6 +30,9 @@ pub fn hand_back(pin: &PinDirectory, now: Duration) -> Result<HandedBack> {
         return Ok(handed_back);
     }
     let _lock = pin.lock()?;
+    if pin.generation().previous().directory.exists() {
+        bail!("what another build left still serves: run an agent until its log says that nothing is left of it");
+    }
     let mut tables = kernel::open(pin)?;
     // First: an address of the range that no entry has would be refused.
     tables.service_ranges.insert(&0, &ServiceRanges::default())?;

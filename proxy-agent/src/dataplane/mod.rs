@@ -190,7 +190,8 @@ impl Dataplane {
 
     /// Makes the tables hold exactly this plan: the first thing to do when all there is to serve is known.
     pub fn replace(&mut self, plan: BTreeMap<ObjectName, Vec<Frontend>>, now: Duration) {
-        let begins = self.takeover.is_to_begin();
+        // What another build left has its own entries of what is conntrack's: they are moved with its flows.
+        let begins = self.takeover.is_to_begin() && self.handover.is_none();
         if begins {
             self.takeover.begin(&plan, now);
             self.settle_takeover(now);
@@ -395,6 +396,8 @@ impl Dataplane {
         self.sync_edges(now);
         if let Some(handover) = self.handover.take() {
             handover.finish()?;
+            self.takeover.resume(now);
+            self.settle_takeover(now);
         }
         self.programmer.tell_serving_again();
         self.purge();

@@ -141,6 +141,13 @@ impl Takeover {
         self.search_leftovers();
     }
 
+    /// Goes on with a takeover that another build has begun.
+    pub(super) fn resume(&mut self, now: Duration) {
+        self.phase = Phase::After;
+        self.look(now);
+        self.search_leftovers();
+    }
+
     /// Asks conntrack again: leaves to it what is new there, and forgets what is there no more.
     pub(super) fn look(&mut self, now: Duration) {
         let looked = self.translated().and_then(|connections| {
