@@ -9,6 +9,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 
 # Slim, not distroless: the DaemonSet's first container runs `mount` of it.
 FROM debian:bookworm-slim
+# nft takes away what `cleanup --kube-proxy` kept for established connections; the others are for `cleanup --kube-proxy` itself.
+RUN apt-get update && apt-get install --yes --no-install-recommends iptables ipset nftables && rm -rf /var/lib/apt/lists/*
 COPY --from=build /source/target/release/proxy-agent /usr/local/bin/proxy-agent
 COPY --from=build /source/LICENSE /source/proxy-ebpf/LICENSE-GPL-2.0 /usr/share/doc/proxy-agent/
 ENTRYPOINT ["proxy-agent"]
