@@ -68,6 +68,10 @@ impl Standing {
         let backend = connection.ask()?.backend;
         list(Protocol::Tcp, connection.local_port()?, tcp);
         self.connections.push((connection, backend));
+        if lab.nodes().iter().any(|node| node.name() == from) {
+            // Where an unconnected socket of the node's own sends to is for the socket hooks to say, each time.
+            return Ok(());
+        }
         let mut socket = namespace.run(|| UdpClient::bind(0, udp))?;
         let backend = socket.ask(udp)?.backend;
         list(Protocol::Udp, socket.local_port()?, udp);
@@ -237,7 +241,7 @@ fn take_over(mode: KubeProxy) -> Result<()> {
 }
 
 #[test]
-fn a_node_with_nftables_rules_is_taken_over_under_load() -> Result<()> {
+pub(super) fn a_node_with_nftables_rules_is_taken_over_under_load() -> Result<()> {
     require_root!();
     take_over(KubeProxy::Nftables)
 }
