@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{PerCpuArray, PerCpuValues},
-    programs::{ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
+    programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
     util::nr_cpus,
 };
 use nix::{
@@ -37,6 +37,18 @@ pub const DEVICE: u32 = 1;
 
 /// Names of the programs: those for frames, and those for packets without a link-layer header.
 pub const PROGRAMS: [&str; 4] = ["ingress", "egress", "ingress_l3", "egress_l3"];
+
+/// Names of the programs at hooks of sockets. The kernel has no test runs for them.
+pub const SOCKET_PROGRAMS: [&str; 8] = [
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
+    "recvmsg4",
+    "recvmsg6",
+    "getpeername4",
+    "getpeername6",
+];
 
 /// Name of the XDP program.
 pub const FORWARD: &str = "forward";
@@ -143,6 +155,22 @@ impl Kernel {
         })
     }
 
+    /// Loads [`SOCKET_PROGRAMS`] as well.
+    ///
+    /// # Errors
+    /// If the kernel refuses one.
+    pub fn load_socket_programs(&mut self) -> Result<()> {
+        for name in SOCKET_PROGRAMS {
+            let program = self
+                .ebpf
+                .program_mut(name)
+                .with_context(|| format!("no program {name}"))?;
+            let program: &mut CgroupSockAddr = program.try_into()?;
+            program.load().with_context(|| format!("cannot load {name}"))?;
+        }
+        Ok(())
+    }
+
     /// The tables of the programs.
     pub const fn tables(&mut self) -> &mut Tables {
         &mut self.tables
@@ -226,7 +254,7 @@ impl Kernel {
         Ok(limit.set(0, PerCpuValues::try_from(vec![0; cpus])?, 0)?)
     }
 
-    /// How many instructions the verifier went through for one of [`PROGRAMS`], or [`FORWARD`].
+    /// How many instructions the verifier went through for one of [`PROGRAMS`], [`SOCKET_PROGRAMS`] or [`FORWARD`].
     ///
     /// # Errors
     /// If the kernel does not tell.
@@ -236,7 +264,7 @@ impl Kernel {
             .context("the kernel does not tell verified instructions")
     }
 
-    /// Size of one of [`PROGRAMS`], or [`FORWARD`], as the verifier left it, in bytes.
+    /// Size of one of [`PROGRAMS`], [`SOCKET_PROGRAMS`] or [`FORWARD`], as the verifier left it, in bytes.
     ///
     /// # Errors
     /// If the kernel does not tell.

@@ -25,7 +25,7 @@ struct Budget {
 }
 
 /// Packets without a link-layer header cost what frames do.
-const BUDGETS: [Budget; 5] = [
+const BUDGETS: [Budget; 13] = [
     ingress("ingress"),
     egress("egress"),
     ingress("ingress_l3"),
@@ -35,7 +35,23 @@ const BUDGETS: [Budget; 5] = [
         verified: 80_000,
         translated: 60_000,
     },
+    socket("connect4", 7_800, 8_600),
+    socket("connect6", 20_100, 24_500),
+    socket("sendmsg4", 7_900, 10_000),
+    socket("sendmsg6", 12_500, 18_400),
+    socket("recvmsg4", 110, 750),
+    socket("recvmsg6", 220, 1_750),
+    socket("getpeername4", 60, 510),
+    socket("getpeername6", 130, 1_120),
 ];
+
+const fn socket(program: &'static str, verified: u32, translated: u32) -> Budget {
+    Budget {
+        program,
+        verified,
+        translated,
+    }
+}
 
 const fn ingress(program: &'static str) -> Budget {
     Budget {
@@ -59,6 +75,7 @@ fn programs_stay_within_their_budgets() -> Result<()> {
         skip!("{obstacle}");
     }
     let mut kernel = Kernel::load(64)?;
+    kernel.load_socket_programs()?;
     for Budget {
         program,
         verified,
@@ -89,7 +106,8 @@ fn programs_cannot_panic() -> Result<()> {
     let bytes = test_run::object()?;
     let object = object::File::parse(&bytes[..])?;
     let names: Vec<_> = object.symbols().filter_map(|symbol| symbol.name().ok()).collect();
-    for program in test_run::PROGRAMS.into_iter().chain([test_run::FORWARD]) {
+    let programs = test_run::PROGRAMS.into_iter().chain(test_run::SOCKET_PROGRAMS);
+    for program in programs.chain([test_run::FORWARD]) {
         ensure!(names.contains(&program), "no symbol {program} in {names:?}");
     }
     let panics: Vec<_> = names
