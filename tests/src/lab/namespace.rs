@@ -131,6 +131,11 @@ impl Namespace {
         self.counter("Tcp:", "RetransSegs")
     }
 
+    /// Further paths of Multipath TCP connections that this namespace's kernel opened by itself, and that were answered.
+    pub fn joined_paths(&self) -> Result<u64> {
+        self.counter("MPTcpExt:", "MPJoinSynAckRx")
+    }
+
     /// Packets with a wrong checksum that this namespace's stack received, all protocols and both families.
     pub fn checksum_errors(&self) -> Result<u64> {
         let counters = [

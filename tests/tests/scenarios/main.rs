@@ -15,6 +15,7 @@ mod fragment;
 mod generation;
 mod host;
 mod ingress;
+mod kernel_client;
 mod locality;
 mod node_port;
 mod outside;
