@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     future::pending,
     net::IpAddr,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -23,9 +23,10 @@ use crate::{
         edge::{Class, EdgePolicy, Network, Role, WhyNot, classes, edges, host_addresses, unserved},
         network::NetworkWatch,
     },
+    metrics::SyncMetrics,
     model::{Changes, Model, Problem, ServiceView},
     plan::{NodePlan, PlanContext, Planner, Update},
-    source::Event,
+    source::{Change, Event},
 };
 
 /// How often old endpoint sets and flows are looked for, and failed writes tried again.
@@ -77,6 +78,7 @@ pub struct Agent {
     dataplane: Dataplane,
     edges: EdgePolicy,
     node_addresses: NodeAddresses,
+    metrics: SyncMetrics,
     /// The devices as last seen
     network: Network,
     /// What the tables were last told of the node
@@ -101,6 +103,7 @@ impl Agent {
         dataplane: Dataplane,
         edges: EdgePolicy,
         node_addresses: NodeAddresses,
+        metrics: SyncMetrics,
     ) -> Self {
         Self {
             model,
@@ -109,6 +112,7 @@ impl Agent {
             dataplane,
             edges,
             node_addresses,
+            metrics,
             network: Network::default(),
             node: None,
             classes: BTreeMap::new(),
@@ -142,10 +146,10 @@ impl Agent {
                     self.write_node();
                 }
                 event = events.recv() => {
-                    self.model.apply(event.context("the source of Services has ended")?);
+                    self.take_in(event.context("the source of Services has ended")?);
                     for _ in 1..BATCH {
                         let Ok(event) = events.try_recv() else { break };
-                        self.model.apply(event);
+                        self.take_in(event);
                     }
                     self.write();
                     self.write_node();
@@ -176,11 +180,25 @@ impl Agent {
         }
     }
 
+    fn take_in(&mut self, event: Event) {
+        match &event {
+            Event::Service(change) => self.metrics.services_changed(objects(change)),
+            Event::EndpointSlice(change) => self.metrics.endpoints_changed(objects(change)),
+            Event::Node(_) | Event::ServiceCIDR(_) | Event::Problems { .. } => {}
+        }
+        self.model.apply(event);
+    }
+
     /// Writes what changed, as soon as Services and EndpointSlices have both been listed (behaviour.md 9.1).
     fn write(&mut self) {
-        let Some(changes) = self.model.take_changes() else {
+        let changes = self.model.take_changes();
+        if self.model.is_synced() {
+            self.metrics.taken();
+        }
+        let Some(changes) = changes else {
             return;
         };
+        let began = Instant::now();
         // It depends on the Node, whose changes are among those of the model.
         let node_addresses = (self.node_addresses)(&self.model);
         let context = PlanContext::new(&self.config, self.model.node(), &node_addresses);
@@ -199,6 +217,7 @@ impl Agent {
                 self.dataplane.apply(plan, dataplane::now());
             }
         }
+        self.metrics.written(began.elapsed(), self.dataplane.is_complete());
         if !self.synced {
             self.synced = true;
             tracing::info!("ready");
@@ -302,6 +321,15 @@ impl Agent {
         for problem in self.told.difference(&problems) {
             tracing::info!("no longer: {problem}");
         }
+        self.metrics.set_problems(problems.len());
         self.told = problems;
+    }
+}
+
+/// How many objects a change is about.
+fn objects<T>(change: &Change<T>) -> usize {
+    match change {
+        Change::Replace(objects) => objects.len(),
+        Change::Apply(_) | Change::Delete(_) => 1,
     }
 }

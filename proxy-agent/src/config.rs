@@ -1,14 +1,23 @@
 //! Configuration: the KubeProxyConfiguration file that kube-proxy reads, so that a cluster's own can be kept
 //! (behaviour.md 8.9; kube-proxy's pkg/proxy/apis/config).
 
+mod configz;
 mod file;
+mod listen;
 
-use std::{fs, net::IpAddr, path::Path};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+};
 
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 
 use crate::model::{Family, parse_ip, parse_range};
+
+use listen::{HEALTHZ_PORT, METRICS_PORT, parse_listen_address};
+pub use listen::{parse_healthz_address, parse_metrics_address};
 
 /// What the configuration means for this proxy. The default is that of an empty file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +32,12 @@ pub struct ProxyConfig {
     pub node_port_addresses: NodePortAddresses,
     /// Masquerade everything that is sent to a cluster address (behaviour.md 5.3)
     pub masquerade_all: bool,
+    /// Where metrics are served, if not at the default (behaviour.md 8.7)
+    pub metrics_bind_address: Option<SocketAddr>,
+    /// Where the health of the proxy is served, if not at the default (behaviour.md 8.4)
+    pub healthz_bind_address: Option<SocketAddr>,
+    /// The agent ends where it can't listen, instead of trying again (behaviour.md 8.6)
+    pub bind_address_hard_fail: bool,
     /// Fields that are set but mean nothing here, by path
     pub without_meaning: Vec<String>,
 }
@@ -71,6 +86,9 @@ impl Default for ProxyConfig {
             local_traffic: LocalTraffic::ClusterCidr(Vec::new()),
             node_port_addresses: NodePortAddresses::Primary,
             masquerade_all: false,
+            metrics_bind_address: None,
+            healthz_bind_address: None,
+            bind_address_hard_fail: false,
             without_meaning: Vec::new(),
         }
     }
@@ -105,9 +123,44 @@ impl ProxyConfig {
             local_traffic: local_traffic(&file)?,
             node_port_addresses: node_port_addresses(file.node_port_addresses.as_deref().unwrap_or_default())?,
             masquerade_all: masquerade_all.unwrap_or(false),
+            metrics_bind_address: listen_address(
+                "metricsBindAddress",
+                file.metrics_bind_address.as_deref(),
+                METRICS_PORT,
+            )?,
+            healthz_bind_address: listen_address(
+                "healthzBindAddress",
+                file.healthz_bind_address.as_deref(),
+                HEALTHZ_PORT,
+            )?,
+            bind_address_hard_fail: file.bind_address_hard_fail.unwrap_or(false),
             without_meaning: file.without_meaning(),
         })
     }
+
+    /// Where metrics are served: on this node only, unless the configuration says otherwise.
+    pub fn metrics_address(&self) -> SocketAddr {
+        let local = match self.bind_address {
+            Some(IpAddr::V6(_)) => IpAddr::from(Ipv6Addr::LOCALHOST),
+            _ => IpAddr::from(Ipv4Addr::LOCALHOST),
+        };
+        self.metrics_bind_address
+            .unwrap_or(SocketAddr::new(local, METRICS_PORT))
+    }
+
+    /// Where the health of the proxy is served: at all addresses, as load balancers ask, unless the configuration says
+    /// otherwise.
+    pub fn healthz_address(&self) -> SocketAddr {
+        let everywhere = IpAddr::from(Ipv4Addr::UNSPECIFIED);
+        self.healthz_bind_address
+            .unwrap_or(SocketAddr::new(everywhere, HEALTHZ_PORT))
+    }
+}
+
+fn listen_address(field: &str, text: Option<&str>, default_port: u16) -> Result<Option<SocketAddr>> {
+    given(text)
+        .map(|text| parse_listen_address(text, default_port).map_err(|reason| anyhow::anyhow!("{field}: {reason}")))
+        .transpose()
 }
 
 fn local_traffic(file: &file::KubeProxyConfiguration) -> Result<LocalTraffic> {
@@ -222,7 +275,8 @@ winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: "", roo
     fn rule_8_9_fields_have_their_meaning() {
         let config = with(
             "hostnameOverride: Node-A\nbindAddress: 192.0.2.7\nmode: nftables\nnftables: {masqueradeAll: true}\n\
-             detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\nnodePortAddresses: [192.0.2.0/24]",
+             detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\nnodePortAddresses: [192.0.2.0/24]\n\
+             metricsBindAddress: 0.0.0.0:9\nhealthzBindAddress: '::1'\nbindAddressHardFail: true",
         );
         let expected = ProxyConfig {
             hostname_override: Some("node-a".to_owned()),
@@ -230,11 +284,27 @@ winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: "", roo
             local_traffic: LocalTraffic::BridgeInterface("cni0".to_owned()),
             node_port_addresses: NodePortAddresses::Ranges(vec!["192.0.2.0/24".parse().unwrap()]),
             masquerade_all: true,
+            metrics_bind_address: Some("0.0.0.0:9".parse().unwrap()),
+            healthz_bind_address: Some("[::1]:10256".parse().unwrap()),
+            bind_address_hard_fail: true,
             without_meaning: vec!["mode".to_owned()],
         };
         assert_eq!(config.unwrap(), expected);
         assert_eq!(with("").unwrap(), ProxyConfig::default());
         assert_eq!(with("nodePortAddresses: [primary]").unwrap(), ProxyConfig::default());
+    }
+
+    /// behaviour.md 8.4, 8.7: without a word of it, metrics are for this node and health is for all.
+    #[test]
+    fn rule_8_7_addresses_have_defaults() {
+        let default = with("").unwrap();
+        assert_eq!(default.metrics_address(), "127.0.0.1:10249".parse().unwrap());
+        assert_eq!(default.healthz_address(), "0.0.0.0:10256".parse().unwrap());
+        let v6 = with("bindAddress: '2001:db8::7'").unwrap();
+        assert_eq!(v6.metrics_address(), "[::1]:10249".parse().unwrap());
+        let other = with("metricsBindAddress: 192.0.2.7\nhealthzBindAddress: 192.0.2.7:8").unwrap();
+        assert_eq!(other.metrics_address(), "192.0.2.7:10249".parse().unwrap());
+        assert_eq!(other.healthz_address(), "192.0.2.7:8".parse().unwrap());
     }
 
     #[test]
@@ -252,6 +322,10 @@ winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: "", roo
         assert!(error("clusterCidr: 10.0.0.0/8").contains("clusterCidr"));
         assert!(error("clusterCIDR: 10.0.0.0/8,x").starts_with("clusterCIDR: \"x\" is no address range"));
         assert!(error("bindAddress: nowhere").starts_with("bindAddress: \"nowhere\" is no IP address"));
+        assert!(
+            error("metricsBindAddress: here").starts_with("metricsBindAddress: \"here\" is no address to listen at")
+        );
+        assert!(error("healthzBindAddress: ':7'").starts_with("healthzBindAddress: \":7\" is no address to listen at"));
         assert!(error("mode: kernelspace").starts_with("mode: \"kernelspace\""));
         assert!(error("detectLocalMode: NodeCidr").starts_with("detectLocalMode: \"NodeCidr\" is unknown"));
         assert!(error("detectLocalMode: BridgeInterface").starts_with("detectLocal.bridgeInterface: missing"));

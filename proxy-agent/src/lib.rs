@@ -6,6 +6,8 @@ pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod dataplane;
+mod http;
+pub mod metrics;
 pub mod model;
 pub mod plan;
 pub mod source;

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal as _},
+    net::SocketAddr,
     path::PathBuf,
     pin::Pin,
 };
@@ -14,7 +15,7 @@ use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberI
 use super::input::InputArgs;
 use crate::{
     agent::{Agent, Ending},
-    config::LocalTraffic,
+    config::{LocalTraffic, ProxyConfig, parse_metrics_address},
     dataplane::{
         self, Dataplane, LogLevel, Method, Options, cgroup,
         edge::{EdgePolicy, InterfaceMatch},
@@ -22,6 +23,7 @@ use crate::{
         sizes::TableSize,
         xdp,
     },
+    metrics::{self, Metrics, ServiceMetrics, SyncMetrics},
     model::Model,
     source::{kubernetes::Kubernetes, manifests},
 };
@@ -91,6 +93,19 @@ pub(crate) struct RunArgs {
     /// Entries in a new table, by its name in `status`, with or without its family; may be repeated
     #[arg(long = "table-size", value_name = "NAME=ENTRIES")]
     table_sizes: Vec<TableSize>,
+
+    /// Where to serve metrics, with port 10249 if none is given [default: metricsBindAddress of the configuration, or
+    /// 127.0.0.1:10249]
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = parse_metrics_address)]
+    metrics_bind_address: Option<SocketAddr>,
+
+    /// Whether metrics tell the traffic of each service port: three time series each
+    #[arg(long, value_enum, default_value_t)]
+    metrics_services: ServiceMetrics,
+
+    /// End where it can't listen, instead of trying again every 5 s
+    #[arg(long)]
+    bind_address_hard_fail: bool,
 }
 
 impl RunArgs {
@@ -118,7 +133,7 @@ impl RunArgs {
 
     async fn serve(self) -> Result<()> {
         let ending = Ending::listen()?;
-        let config = self.input.config()?;
+        let config = self.config()?;
         let node_name = self.input.node_name(&config)?;
         let (sender, receiver) = mpsc::channel(QUEUE);
         let source: Pin<Box<dyn Future<Output = ()> + Send>> = if let Some(directory) = self.input.manifests.clone() {
@@ -128,6 +143,15 @@ impl RunArgs {
             Box::pin(kubernetes.run(sender))
         };
         let dataplane = Dataplane::open(self.options(), dataplane::now())?;
+        let sync_metrics = SyncMetrics::default();
+        let all_metrics = Metrics::new(
+            self.pin_dir.clone(),
+            self.metrics_services,
+            &sync_metrics,
+            config.to_configz(),
+        );
+        let hard_fail = config.bind_address_hard_fail;
+        metrics::serve(all_metrics, config.metrics_address(), hard_fail, |_| {})?;
         tokio::spawn(source);
         tracing::info!(node = node_name, "serving");
         let edges = EdgePolicy {
@@ -145,9 +169,24 @@ impl RunArgs {
         let input = self.input;
         let planned = config.clone();
         let node_addresses = Box::new(move |model: &Model| input.node_addresses(&config, model.node()));
-        Agent::new(Model::new(node_name), planned, dataplane, edges, node_addresses)
-            .run(receiver, ending)
-            .await
+        Agent::new(
+            Model::new(node_name),
+            planned,
+            dataplane,
+            edges,
+            node_addresses,
+            sync_metrics,
+        )
+        .run(receiver, ending)
+        .await
+    }
+
+    /// The configuration, with what the flags say in place of its own.
+    fn config(&self) -> Result<ProxyConfig> {
+        let mut config = self.input.config()?;
+        config.metrics_bind_address = self.metrics_bind_address.or(config.metrics_bind_address);
+        config.bind_address_hard_fail |= self.bind_address_hard_fail;
+        Ok(config)
     }
 
     fn options(&self) -> Options {

@@ -6,19 +6,22 @@ use anyhow::{Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-const VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
-const KIND: &str = "KubeProxyConfiguration";
+pub(super) const VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+pub(super) const KIND: &str = "KubeProxyConfiguration";
 
 /// Fields that mean something here, by path; the others are read only to say that they don't.
-const WITH_MEANING: [&str; 10] = [
+const WITH_MEANING: [&str; 13] = [
     "apiVersion",
     "bindAddress",
+    "bindAddressHardFail",
     "clusterCIDR",
     "detectLocal.bridgeInterface",
     "detectLocal.interfaceNamePrefix",
     "detectLocalMode",
+    "healthzBindAddress",
     "hostnameOverride",
     "kind",
+    "metricsBindAddress",
     "nodePortAddresses",
     "iptables.masqueradeAll",
 ];
@@ -35,9 +38,9 @@ pub(super) struct KubeProxyConfiguration {
     logging: Option<Value>,
     pub(super) hostname_override: Option<String>,
     pub(super) bind_address: Option<String>,
-    healthz_bind_address: Option<String>,
-    metrics_bind_address: Option<String>,
-    bind_address_hard_fail: Option<bool>,
+    pub(super) healthz_bind_address: Option<String>,
+    pub(super) metrics_bind_address: Option<String>,
+    pub(super) bind_address_hard_fail: Option<bool>,
     enable_profiling: Option<bool>,
     show_hidden_metrics_for_version: Option<String>,
     mode: Option<String>,

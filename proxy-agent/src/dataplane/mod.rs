@@ -350,6 +350,11 @@ impl Dataplane {
         self.reconciled
     }
 
+    /// Whether all that was asked for of Services is in the tables.
+    pub fn is_complete(&self) -> bool {
+        self.programmer.is_complete()
+    }
+
     /// What is not as it should be, and is being tried again.
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = self.programmer.problems();

@@ -2,9 +2,11 @@
 //! the pinned tables and the answers to real requests.
 
 mod cluster;
+mod http;
 mod input;
 mod listing;
 mod log;
+mod metrics;
 mod permissions;
 mod restart;
 mod services;

@@ -1,12 +1,18 @@
 //! What stands in the tables, in the words of people: for the reading commands, which need no agent and no API server.
 
 mod flows;
+mod local;
 mod services;
 mod status;
+mod traffic;
 
 pub use flows::{FlowRow, flows};
+pub use local::{UnservedLocal, unserved_local};
 pub use services::{ServiceRow, services};
-pub use status::{AgentStatus, DeviceStatus, ReasonCount, SocketStatus, Status, TableFill, status};
+pub use status::{
+    AgentStatus, DeviceStatus, ReasonCount, SocketStatus, Status, TableFill, reason_counters, status, table_fills,
+};
+pub use traffic::service_traffic;
 
 use std::collections::HashMap;
 

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use proxy_common::{
     datapath::Reason,
-    layout::{self, AddressBytes, HOST_DEVICE, Plain, device_flags, flow_flags, role, tables},
+    layout::{self, AddressBytes, Counter, HOST_DEVICE, TableSpec, device_flags, flow_flags, role, tables},
 };
 use serde::Serialize;
 
@@ -144,7 +144,7 @@ pub fn status(pin: &PinDirectory, tables: &Tables) -> Result<Status> {
         },
         sockets: sockets(pin, tables)?,
         devices: devices(pin, tables)?,
-        tables: fills(tables)?,
+        tables: table_fills(tables)?,
         reasons: reasons(tables)?,
         kube_proxy: kube_proxy::leftovers().context("cannot look for what kube-proxy left")?,
         left_to_conntrack: left_to_conntrack(&tables.v4)? + left_to_conntrack(&tables.v6)?,
@@ -223,46 +223,68 @@ fn left_to_conntrack<A: AddressBytes>(family: &FamilyTables<A>) -> Result<u64, T
     Ok(connections)
 }
 
-/// Arrays are always full: they are left out.
-fn fills(all: &Tables) -> Result<Vec<TableFill>, TableError> {
+/// How full every table is that can be: arrays are always full, and left out.
+///
+/// # Errors
+/// If a table can't be read.
+pub fn table_fills(all: &Tables) -> Result<Vec<TableFill>, TableError> {
+    let (v4, v6) = (&all.v4, &all.v6);
     Ok(vec![
-        fill(tables::SERVICES_V4.name, &all.v4.services)?,
-        fill(tables::SERVICES_V6.name, &all.v6.services)?,
-        fill(tables::SLOTS_V4.name, &all.v4.slots)?,
-        fill(tables::SLOTS_V6.name, &all.v6.slots)?,
-        fill(tables::FLOWS_V4.name, &all.v4.flows)?,
-        fill(tables::FLOWS_V6.name, &all.v6.flows)?,
-        fill(tables::SOCKETS_V4.name, &all.v4.sockets)?,
-        fill(tables::SOCKETS_V6.name, &all.v6.sockets)?,
-        fill(tables::SERVICE_NAMES.name, &all.service_names)?,
-        fill(tables::DEVICES.name, &all.devices)?,
+        fill(tables::SERVICES_V4, &v4.services)?,
+        fill(tables::SERVICES_V6, &v6.services)?,
+        fill(tables::SLOTS_V4, &v4.slots)?,
+        fill(tables::SLOTS_V6, &v6.slots)?,
+        fill(tables::FLOWS_V4, &v4.flows)?,
+        fill(tables::FLOWS_V6, &v6.flows)?,
+        fill(tables::AFFINITY_V4, &v4.affinity)?,
+        fill(tables::AFFINITY_V6, &v6.affinity)?,
+        fill(tables::MEMBERS_V4, &v4.members)?,
+        fill(tables::MEMBERS_V6, &v6.members)?,
+        fill(tables::SOCKETS_V4, &v4.sockets)?,
+        fill(tables::SOCKETS_V6, &v6.sockets)?,
+        fill(tables::FRAGMENTS_V4, &v4.fragments)?,
+        fill(tables::FRAGMENTS_V6, &v6.fragments)?,
+        fill(tables::HELD_FRAGMENTS, &all.held_fragments)?,
+        fill(tables::SOURCES_V4, &v4.sources)?,
+        fill(tables::SOURCES_V6, &v6.sources)?,
+        fill(tables::ADDRESSES_V4, &v4.addresses)?,
+        fill(tables::ADDRESSES_V6, &v6.addresses)?,
+        fill(tables::SERVICE_NAMES, &all.service_names)?,
+        fill(tables::DEVICES, &all.devices)?,
     ])
 }
 
-fn fill<K: Plain, V: Plain>(name: &'static str, table: &BoxedTable<K, V>) -> Result<TableFill, TableError> {
+fn fill<K, V>(spec: TableSpec, table: &BoxedTable<K, V>) -> Result<TableFill, TableError> {
     let mut entries = 0;
     table.scan(&mut |_, _| entries += 1)?;
     Ok(TableFill {
-        name,
+        name: spec.name,
         entries,
         max_entries: table.max_entries(),
     })
 }
 
+/// What was counted of every reason.
+///
+/// # Errors
+/// If the table can't be read.
+pub fn reason_counters(tables: &Tables) -> Result<Vec<(Reason, Counter)>, TableError> {
+    let counter = |&reason: &Reason| {
+        let counter = tables.reason_counts.get(&(reason as u32))?;
+        Ok((reason, counter.unwrap_or_default()))
+    };
+    Reason::ALL.iter().map(counter).collect()
+}
+
 /// Every reason that was met.
 fn reasons(tables: &Tables) -> Result<Vec<ReasonCount>, TableError> {
-    let mut reasons = Vec::new();
-    for reason in Reason::ALL {
-        let number = *reason as u32;
-        let counted = tables.reason_counts.get(&number)?.unwrap_or_default();
-        if counted.packets > 0 {
-            reasons.push(ReasonCount {
-                number,
-                reason: reason.to_string(),
-                packets: counted.packets,
-                bytes: counted.bytes,
-            });
-        }
-    }
-    Ok(reasons)
+    let mut reasons = reason_counters(tables)?;
+    reasons.retain(|(_, counter)| counter.packets > 0);
+    let count = |(reason, counter): (Reason, Counter)| ReasonCount {
+        number: reason as u32,
+        reason: reason.to_string(),
+        packets: counter.packets,
+        bytes: counter.bytes,
+    };
+    Ok(reasons.into_iter().map(count).collect())
 }

@@ -252,6 +252,11 @@ impl Programmer {
         self.changed_serving.extend(self.serving.clone());
     }
 
+    /// Whether all that was asked for of Services is in the tables.
+    pub fn is_complete(&self) -> bool {
+        self.waiting.is_empty() && self.table_problems.is_empty()
+    }
+
     /// What could not be written and is being tried again.
     pub fn problems(&self) -> Vec<Problem> {
         let of_services = self.waiting.values().flat_map(|waiting| &waiting.problems);

@@ -1,0 +1,182 @@
+//! The metrics server: what kube-proxy's users find there, and what this proxy adds.
+
+use std::net::{SocketAddr, TcpListener};
+
+use anyhow::{Context as _, Result, ensure};
+use proxy_tests::{
+    lab::{AgentOptions, Lab, PATIENCE, wait_until},
+    require_root,
+};
+use serde_json::Value;
+
+use crate::{
+    cluster::{NODE, cluster, expect_answers, lab, web},
+    http::{Page, get},
+    log::Log,
+};
+
+/// Where it listens unless it is told otherwise (behaviour.md 8.7).
+const DEFAULT: &str = "127.0.0.1:10249";
+
+fn page(lab: &Lab, path: &str) -> Result<Page> {
+    get(lab.node(NODE).namespace(), DEFAULT.parse()?, path)
+}
+
+/// The value of a metric, by name and labels as the text has them.
+fn value(text: &str, name: &str) -> Option<f64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value?.parse().ok()
+}
+
+fn metric(text: &str, name: &str) -> Result<f64> {
+    value(text, name).with_context(|| format!("no {name} in\n{text}"))
+}
+
+/// behaviour.md 8.7: pages, types and words.
+#[test]
+fn rule_8_7_pages_are_those_of_kube_proxy() -> Result<()> {
+    require_root!();
+    lab(|lab| {
+        let _agent = lab.start_agent(NODE)?;
+        let healthz = page(lab, "/healthz")?;
+        ensure!((healthz.status, healthz.body.as_str()) == (200, "ok"), "{healthz:?}");
+        let mode = page(lab, "/proxyMode")?;
+        ensure!((mode.status, mode.body.as_str()) == (200, "ebpf"), "{mode:?}");
+        let is_plain = |page: &Page| {
+            page.header("content-type")
+                .is_some_and(|kind| kind.starts_with("text/plain"))
+        };
+        ensure!(is_plain(&healthz) && is_plain(&mode), "{healthz:?} {mode:?}");
+        let configz = page(lab, "/configz")?;
+        ensure!(
+            configz.header("content-type") == Some("application/json"),
+            "{configz:?}"
+        );
+        let configz: Value = serde_json::from_str(&configz.body)?;
+        ensure!(
+            configz["kubeproxy.config.k8s.io"]["metricsBindAddress"] == DEFAULT,
+            "{configz}"
+        );
+        ensure!(page(lab, "/nothing")?.status == 404);
+        Ok(())
+    })
+}
+
+/// behaviour.md 8.8, 9.8 and 9.9: kube-proxy's names; beside them the tables', packets' and Services' own.
+#[test]
+fn rule_8_8_a_scrape_tells_of_syncs_tables_and_traffic() -> Result<()> {
+    require_root!();
+    cluster(|cluster| {
+        let lab = cluster.lab;
+        let service = web(lab, &["web-1"]);
+        cluster.apply(&service)?;
+        let _agent = cluster.start_agent()?;
+        cluster.wait_for_plan()?;
+        expect_answers(lab, &service, &["web-1"])?;
+        let scrape = page(lab, "/metrics")?;
+        let kind = scrape.header("content-type").unwrap_or_default();
+        ensure!(
+            kind.starts_with("application/openmetrics-text; version=1.0.0"),
+            "{kind}"
+        );
+        let text = scrape.body;
+        ensure!(text.ends_with("# EOF\n"), "{text}");
+        // A request of TCP and one of UDP in each family, by this lab's only Service.
+        let labels =
+            |port, protocol| format!(r#"{{namespace="default",service="web",port="{port}",protocol="{protocol}"}}"#);
+        for (port, protocol) in [("http", "TCP"), ("dns", "UDP")] {
+            let connections = format!("proxy_agent_service_connections_total{}", labels(port, protocol));
+            ensure!(metric(&text, &connections)? == 2.0, "{text}");
+        }
+        for family in ["v4", "v6"] {
+            let entries = format!(r#"proxy_agent_table_entries{{table="flows_{family}"}}"#);
+            ensure!(metric(&text, &entries)? >= 4.0, "{text}");
+            let limit = format!(r#"proxy_agent_table_max_entries{{table="flows_{family}"}}"#);
+            ensure!(metric(&text, &limit)? >= 131_072.0, "{text}");
+        }
+        let new_flows = r#"proxy_agent_packets_total{verdict="Rewrite",reason="NewFlow"}"#;
+        ensure!(metric(&text, new_flows)? == 4.0, "{text}");
+        ensure!(metric(&text, "proxy_agent_tables_readable")? == 1.0);
+        ensure!(metric(&text, "process_resident_memory_bytes")? > 1e6);
+        ensure!(text.contains("kubernetes_build_info{"), "{text}");
+        for family in ["IPv4", "IPv6"] {
+            let of_family = |name: &str| format!(r#"kubeproxy_{name}{{ip_family="{family}"}}"#);
+            ensure!(metric(&text, &of_family("sync_proxy_rules_duration_seconds_count"))? >= 1.0);
+            let last = metric(&text, &of_family("sync_proxy_rules_last_timestamp_seconds"))?;
+            let queued = metric(&text, &of_family("sync_proxy_rules_last_queued_timestamp_seconds"))?;
+            ensure!(last >= queued, "last {last}, queued {queued}");
+        }
+        let changes = "kubeproxy_sync_proxy_rules_endpoint_changes";
+        ensure!(
+            metric(&text, &format!("{changes}_total"))? == 2.0,
+            "a slice of each family: {text}"
+        );
+        ensure!(metric(&text, &format!("{changes}_pending"))? == 0.0);
+
+        // What is told follows what happens.
+        cluster.apply(&web(lab, &["web-2"]))?;
+        cluster.wait_for_plan()?;
+        wait_until("the changes are counted", PATIENCE, || {
+            let text = page(lab, "/metrics").ok()?.body;
+            (value(&text, &format!("{changes}_total")) == Some(4.0)).then_some(())
+        })
+    })
+}
+
+#[test]
+fn traffic_by_service_port_can_be_left_out() -> Result<()> {
+    require_root!();
+    lab(|lab| {
+        let service = web(lab, &["web-1"]);
+        lab.apply(&service)?;
+        let address = "127.0.0.1:9249";
+        let options = AgentOptions {
+            arguments: ["--metrics-services=off", "--metrics-bind-address", address]
+                .map(str::to_owned)
+                .into(),
+            ..AgentOptions::default()
+        };
+        let _agent = lab.start_agent_with(NODE, options)?;
+        let text = get(lab.node(NODE).namespace(), address.parse()?, "/metrics")?.body;
+        ensure!(!text.contains("proxy_agent_service_"), "{text}");
+        ensure!(
+            metric(&text, r#"proxy_agent_table_entries{table="service_names"}"#)? == 2.0,
+            "{text}"
+        );
+        Ok(())
+    })
+}
+
+/// behaviour.md 8.6: the proxy works without its metrics, and they come when they can; unless that is to be fatal.
+#[test]
+fn rule_8_6_an_address_in_use_is_waited_for() -> Result<()> {
+    require_root!();
+    lab(|lab| {
+        let address: SocketAddr = DEFAULT.parse()?;
+        let taken = lab.node(NODE).namespace().run(|| TcpListener::bind(address))?;
+        let log = Log::from_now(lab, NODE);
+        let fatal = AgentOptions {
+            arguments: vec!["--bind-address-hard-fail".to_owned()],
+            ..AgentOptions::default()
+        };
+        let mut agent = lab.spawn_agent(NODE, fatal)?;
+        let ended = wait_until("the agent ends", PATIENCE, || agent.ended().transpose())??;
+        ensure!(ended.code() == Some(1), "it ended with {ended}");
+        log.wait_for(&[
+            "error: cannot serve metrics at 127.0.0.1:10249",
+            "Address already in use",
+        ])?;
+
+        let log = Log::from_now(lab, NODE);
+        let _agent = lab.start_agent(NODE)?;
+        log.wait_for(&[
+            "WARN",
+            "cannot serve metrics at 127.0.0.1:10249",
+            "Address already in use",
+        ])?;
+        drop(taken);
+        log.wait_for(&["metrics at http://127.0.0.1:10249"])?;
+        ensure!(page(lab, "/healthz")?.status == 200);
+        Ok(())
+    })
+}
