@@ -7,8 +7,8 @@ use std::{
 };
 
 use proxy_common::{
-    datapath::flow,
-    layout::{FlowKey, FlowValue, INGRESS, SocketKey, SocketValue, TICK_SHIFT, Timeouts},
+    datapath::flow::{self, State},
+    layout::{EGRESS, FlowKey, FlowValue, INGRESS, SocketKey, SocketValue, TICK_SHIFT, Timeouts, flow_flags, history},
 };
 
 use super::{
@@ -34,6 +34,8 @@ pub struct FlowUsage {
     pub kept: u64,
     /// Entries removed
     pub removed: u64,
+    /// A table is more than three quarters full
+    pub is_pressed: bool,
 }
 
 /// Removes old flows from the tables.
@@ -66,8 +68,19 @@ impl Collector {
             began: now,
             ..FlowUsage::default()
         };
-        collect(&mut *self.v4, &self.timeouts, now, &mut usage)?;
-        collect(&mut *self.v6, &self.timeouts, now, &mut usage)?;
+        let left = [
+            (
+                collect(&mut *self.v4, &self.timeouts, now, &mut usage)?,
+                self.v4.max_entries(),
+            ),
+            (
+                collect(&mut *self.v6, &self.timeouts, now, &mut usage)?,
+                self.v6.max_entries(),
+            ),
+        ];
+        usage.is_pressed = left
+            .iter()
+            .any(|(entries, max_entries)| entries * 4 > u64::from(*max_entries) * PRESSURE);
         Ok(usage)
     }
 
@@ -99,8 +112,27 @@ pub(super) struct Collection {
     requests: Sender<Request>,
     results: Receiver<Result<FlowUsage, TableError>>,
     interval: Duration,
+    /// Between the last round and the next
+    wait: Duration,
     next: Duration,
     busy: bool,
+}
+
+/// The longest time between two rounds.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// The time between two rounds under pressure.
+const SHORTEST_WAIT: Duration = Duration::from_secs(2);
+
+/// How long to wait after a round with this result, where `interval` is usual and it was `last` before: less while a table
+/// fills up, more while little happens.
+fn wait(interval: Duration, last: Duration, usage: &FlowUsage) -> Duration {
+    if usage.is_pressed {
+        interval.min(SHORTEST_WAIT)
+    } else if usage.removed * 4 > usage.kept {
+        interval
+    } else {
+        (last * 2).clamp(interval, interval.max(LONGEST_WAIT))
+    }
 }
 
 impl Collection {
@@ -133,6 +165,7 @@ impl Collection {
             requests,
             results,
             interval,
+            wait: interval,
             next: now + interval,
             busy: false,
         })
@@ -147,11 +180,17 @@ impl Collection {
     /// Starts a round if it is time for one, and gives the result of the last if it is done and hasn't been given yet.
     pub(super) fn poll(&mut self, now: Duration) -> Option<Result<FlowUsage, TableError>> {
         if now >= self.next && !self.busy {
-            self.next = now + self.interval;
             self.busy = self.requests.send(Request::Collect(now)).is_ok();
         }
         let result = self.results.try_recv().ok();
-        self.busy &= result.is_none();
+        if let Some(result) = &result {
+            self.busy = false;
+            self.wait = match result {
+                Ok(usage) => wait(self.interval, self.wait, usage),
+                Err(_) => self.interval,
+            };
+            self.next = now + self.wait;
+        }
         result
     }
 }
@@ -162,47 +201,152 @@ pub fn tick(now: Duration) -> u32 {
     u32::try_from(now.as_nanos() >> TICK_SHIFT).unwrap_or(u32::MAX)
 }
 
+/// Where a table is fuller than this, in quarters, flows that nobody has answered go after [`PRESSED`].
+const PRESSURE: u64 = 3;
+/// How long an unanswered flow is kept under pressure: a client has then asked three times (RFC 6298, 2 and 5.5).
+const PRESSED: u32 = Timeouts::ticks(10);
+
+/// The timeouts in a table of so many entries.
+fn under_pressure(timeouts: &Timeouts, entries: u64, max_entries: u32) -> Timeouts {
+    if entries * 4 <= u64::from(max_entries) * PRESSURE {
+        return *timeouts;
+    }
+    Timeouts {
+        tcp_opening: timeouts.tcp_opening.min(PRESSED),
+        tcp_answered: timeouts.tcp_answered.min(PRESSED),
+        udp_opening: timeouts.udp_opening.min(PRESSED),
+        ..*timeouts
+    }
+}
+
+/// A flow as one entry of it tells: the client's half, and what stands there and in the other half's place.
+struct Found<A> {
+    key: FlowKey<A>,
+    /// The client's half, made up where it is lost
+    value: FlowValue<A>,
+    is_lost: bool,
+    twin_key: FlowKey<A>,
+    twin: Option<FlowValue<A>>,
+}
+
+type Flows<'a, A> = &'a mut dyn super::table::Table<FlowKey<A>, FlowValue<A>>;
+
+impl<A: Address> Found<A> {
+    /// The pair of halves that an entry belongs to, looked up now; `None` if the entry is gone.
+    fn pair(flows: Flows<'_, A>, key: &FlowKey<A>) -> Result<Option<Self>, TableError> {
+        let Some(half) = flows.get(key)? else { return Ok(None) };
+        let (other_key, expected) = (flow::twin_key(key, &half), flow::twin_value(key, &half));
+        // Another flow may have its place.
+        let other = flows
+            .get(&other_key)?
+            .filter(|other| flow::same_rewrite(other, &expected));
+        let is_reply = half.flags & flow_flags::REPLY != 0;
+        Ok(Some(if is_reply {
+            Self {
+                key: other_key,
+                value: other.unwrap_or(FlowValue {
+                    // Who is answered has asked.
+                    history: history::SEEN | history::CONFIRMED,
+                    ..expected
+                }),
+                is_lost: other.is_none(),
+                twin_key: *key,
+                twin: Some(half),
+            }
+        } else {
+            Self {
+                key: *key,
+                value: half,
+                is_lost: false,
+                twin_key: other_key,
+                twin: other,
+            }
+        }))
+    }
+
+    /// The flow that an entry belongs to: of one of a masquerade the flow that is masqueraded, unless it is gone.
+    fn flow(flows: Flows<'_, A>, key: &FlowKey<A>) -> Result<Option<Self>, TableError> {
+        let Some(pair) = Self::pair(flows, key)? else {
+            return Ok(None);
+        };
+        if pair.value.flags & flow_flags::MASQUERADE == 0 {
+            return Ok(Some(pair));
+        }
+        let middle = &pair.key;
+        let reply = FlowKey::new(
+            EGRESS,
+            middle.protocol,
+            (middle.destination, middle.destination_port),
+            (middle.source, middle.source_port),
+        );
+        let masqueraded = Self::pair(flows, &reply)?.filter(|flow| flow.value.flags & flow_flags::MASQUERADE == 0);
+        Ok(Some(masqueraded.unwrap_or(pair)))
+    }
+
+    fn is_expired(&self, now: u32, timeouts: &Timeouts) -> bool {
+        flow::is_expired(self.key.protocol, &self.value, self.twin.as_ref(), now, timeouts)
+    }
+
+    /// Removes all entries. If that is interrupted, the client's half is left to tell of the flow.
+    fn remove(&self, flows: Flows<'_, A>) -> Result<u64, TableError> {
+        let mut removed = 0;
+        let middle = flow::masquerade_key(&self.key, &self.value);
+        if self.value.flags & flow_flags::MASQUERADE == 0
+            && let Some(masquerade) = Self::pair(flows, &middle)?
+            && masquerade.value.flags & flow_flags::MASQUERADE != 0
+        {
+            removed += masquerade.remove(flows)?;
+        }
+        if self.twin.is_some() {
+            removed += u64::from(flows.remove(&self.twin_key)?);
+        }
+        removed += u64::from(!self.is_lost && flows.remove(&self.key)?);
+        Ok(removed)
+    }
+}
+
+/// How long an entry may be without packets before its flow has to be looked at. A reply half is looked at only when it is
+/// old even if it stands alone: the client's half, which can't tell of answers, speaks for both.
+fn least_timeout<A: Address>(key: &FlowKey<A>, value: &FlowValue<A>, timeouts: &Timeouts) -> u32 {
+    let of = |state: State| state.timeout(key.protocol, timeouts);
+    if value.flags & flow_flags::REPLY != 0 {
+        return of(State::of(key.protocol, value, None));
+    }
+    of(State::Opening).min(of(State::Answered)).min(of(State::Closing))
+}
+
 fn collect<A: Address>(
-    flows: &mut dyn super::table::Table<FlowKey<A>, FlowValue<A>>,
+    flows: Flows<'_, A>,
     timeouts: &Timeouts,
     now: Duration,
     usage: &mut FlowUsage,
-) -> Result<(), TableError> {
+) -> Result<u64, TableError> {
     let now = tick(now);
-    let shortest = [
-        timeouts.tcp_opening,
-        timeouts.tcp_established,
-        timeouts.tcp_closing,
-        timeouts.udp_opening,
-        timeouts.udp_established,
-    ]
-    .into_iter()
-    .min()
-    .unwrap_or(0);
+    let pressed = under_pressure(timeouts, u64::MAX / 4, 0);
     // What was used lately stays whatever its state: most flows need no look at their other half.
-    let mut idle = Vec::new();
+    let (mut idle, mut entries) = (Vec::new(), 0);
     flows.scan(&mut |key, value| {
-        if now.saturating_sub(value.last_seen) < shortest {
+        entries += 1;
+        if now.saturating_sub(value.last_seen) <= least_timeout(&key, &value, &pressed) {
             note(&key, &value, usage);
         } else {
-            idle.push((key, value));
+            idle.push(key);
         }
     })?;
-    for (key, value) in idle {
-        let twin_key = flow::twin_key(&key, &value);
-        let twin = flows.get(&twin_key)?;
-        // A packet may have come since the scan.
-        let Some(value) = flows.get(&key)? else { continue };
-        if !flow::is_expired(key.protocol, &value, twin.as_ref(), now, timeouts) {
-            note(&key, &value, usage);
+    let timeouts = under_pressure(timeouts, entries, flows.max_entries());
+    let before = usage.removed;
+    for key in idle {
+        // Gone with another entry of its flow, maybe.
+        let Some(found) = Found::flow(flows, &key)? else {
             continue;
-        }
-        usage.removed += u64::from(flows.remove(&key)?);
-        if twin.is_some() {
-            usage.removed += u64::from(flows.remove(&twin_key)?);
+        };
+        if found.is_expired(now, &timeouts) {
+            usage.removed += found.remove(flows)?;
+        } else if let Some(value) = flows.get(&key)? {
+            note(&key, &value, usage);
         }
     }
-    Ok(())
+    Ok(entries - (usage.removed - before).min(entries))
 }
 
 /// A hook looks at both addresses of a packet: either may be the one that the filter has to let through.
@@ -219,8 +363,6 @@ fn note<A: Address>(key: &FlowKey<A>, value: &FlowValue<A>, usage: &mut FlowUsag
 
 #[cfg(test)]
 mod tests {
-    use proxy_common::layout::history;
-
     use super::*;
     use crate::dataplane::{memory::Memory, table::Table as _};
 
@@ -292,6 +434,94 @@ mod tests {
             );
             assert_eq!(left(&memory), 0);
         }
+    }
+
+    /// A masquerade and its flow go together, whichever of their entries was used last.
+    #[test]
+    fn masquerade_goes_with_its_flow() {
+        let memory = Memory::default();
+        let [key, _] = insert(&memory, 17, (1000, 1000), (history::SEEN, 0));
+        let mut flows = memory.v4.flows.clone();
+        let mut value = flows.get(&key).expect("readable").expect("a flow");
+        value.flags |= flow_flags::MASQUERADED;
+        flows.insert(&key, &value).expect("room");
+        let middle = flow::masquerade_key(&key, &value);
+        let masquerade = FlowValue {
+            address: [192, 0, 2, 1],
+            port: 1024,
+            other_port: BACKEND.1,
+            last_seen: 1010,
+            flags: flow_flags::MASQUERADE,
+            ..FlowValue::default()
+        };
+        for (key, value) in [
+            (middle, masquerade),
+            (
+                flow::twin_key(&middle, &masquerade),
+                flow::twin_value(&middle, &masquerade),
+            ),
+        ] {
+            flows.insert(&key, &value).expect("room");
+        }
+        let end = 1000 + Timeouts::DEFAULT.udp_opening;
+        assert_eq!(collected(&memory, end).removed, 0);
+        assert_eq!(collected(&memory, end + 1).removed, 4);
+        assert_eq!(left(&memory), 0);
+    }
+
+    /// Two flows had the same ports one after the other: what is left of the first must not take the second with it.
+    #[test]
+    fn a_twin_of_another_flow_stays() {
+        let memory = Memory::default();
+        let [_, twin_key] = insert(&memory, 6, (1000, 1000), (history::SEEN, 0));
+        let mut flows = memory.v4.flows.clone();
+        let mut other = flows.get(&twin_key).expect("readable").expect("a half");
+        (other.address, other.last_seen) = ([10, 96, 0, 2], 5000);
+        other.history = history::SEEN | history::CONFIRMED;
+        flows.insert(&twin_key, &other).expect("room");
+        assert_eq!(collected(&memory, 5001).removed, 1);
+        assert_eq!(flows.get(&twin_key).expect("readable"), Some(other));
+    }
+
+    /// An agent that is killed between two removals leaves a half: the next round ends it.
+    #[test]
+    fn what_an_interrupted_round_leaves_goes_with_the_next() {
+        for lost in [0, 1] {
+            let memory = Memory::default();
+            let keys = insert(&memory, 17, (1000, 1000), (history::SEEN, history::SEEN));
+            memory.v4.flows.clone().remove(&keys[lost]).expect("writable");
+            assert_eq!(collected(&memory, 1001 + Timeouts::DEFAULT.udp_established).removed, 1);
+            assert_eq!(left(&memory), 0);
+        }
+    }
+
+    #[test]
+    fn unanswered_flows_go_soon_under_pressure() {
+        let memory = Memory::new(&|name| (name == "flows_v4").then_some(2));
+        insert(&memory, 6, (1000, 1000), (history::SEEN, 0));
+        let usage = collected(&memory, 1000 + PRESSED);
+        assert_eq!((usage.removed, usage.is_pressed), (0, true));
+        let usage = collected(&memory, 1001 + PRESSED);
+        assert_eq!((usage.removed, usage.is_pressed), (2, false));
+    }
+
+    #[test]
+    fn rounds_follow_what_happens() {
+        let seconds = Duration::from_secs;
+        let after = |last, kept, removed, is_pressed| {
+            let usage = FlowUsage {
+                kept,
+                removed,
+                is_pressed,
+                ..FlowUsage::default()
+            };
+            wait(seconds(10), seconds(last), &usage).as_secs()
+        };
+        assert_eq!(after(10, 1000, 0, false), 20);
+        assert_eq!(after(40, 1000, 0, false), 60);
+        assert_eq!(after(60, 0, 0, false), 60);
+        assert_eq!(after(60, 1000, 900, false), 10);
+        assert_eq!(after(60, 1000, 0, true), 2);
     }
 
     /// One busy half keeps both: a download sends packets one way for most of the time.
