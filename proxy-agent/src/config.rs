@@ -4,6 +4,7 @@
 mod configz;
 mod file;
 mod listen;
+pub mod timeouts;
 
 use std::{
     fs,
@@ -14,6 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 
+use self::timeouts::FlowTimeout;
 use crate::model::{Family, parse_ip, parse_range};
 
 use listen::{HEALTHZ_PORT, METRICS_PORT, parse_listen_address};
@@ -38,6 +40,8 @@ pub struct ProxyConfig {
     pub healthz_bind_address: Option<SocketAddr>,
     /// The agent ends where it can't listen, instead of trying again (behaviour.md 8.6)
     pub bind_address_hard_fail: bool,
+    /// How long flows are kept (behaviour.md 7.10, `conntrack`), where it is said
+    pub flow_timeouts: Vec<FlowTimeout>,
     /// Fields that are set but mean nothing here, by path
     pub without_meaning: Vec<String>,
 }
@@ -89,6 +93,7 @@ impl Default for ProxyConfig {
             metrics_bind_address: None,
             healthz_bind_address: None,
             bind_address_hard_fail: false,
+            flow_timeouts: Vec::new(),
             without_meaning: Vec::new(),
         }
     }
@@ -134,6 +139,7 @@ impl ProxyConfig {
                 HEALTHZ_PORT,
             )?,
             bind_address_hard_fail: file.bind_address_hard_fail.unwrap_or(false),
+            flow_timeouts: flow_timeouts(&file.conntrack)?,
             without_meaning: file.without_meaning(),
         })
     }
@@ -193,6 +199,34 @@ fn local_traffic(file: &file::KubeProxyConfiguration) -> Result<LocalTraffic> {
     )
 }
 
+/// behaviour.md 7.10: what kube-proxy would set of nf_conntrack. Zero means that it sets nothing.
+fn flow_timeouts(conntrack: &file::Conntrack) -> Result<Vec<FlowTimeout>> {
+    let fields = [
+        (
+            "tcpEstablishedTimeout",
+            &conntrack.tcp_established_timeout,
+            "tcp-established",
+        ),
+        (
+            "tcpCloseWaitTimeout",
+            &conntrack.tcp_close_wait_timeout,
+            "tcp-half-closed",
+        ),
+        ("udpTimeout", &conntrack.udp_timeout, "udp-opening"),
+        ("udpStreamTimeout", &conntrack.udp_stream_timeout, "udp-established"),
+    ];
+    let mut timeouts = Vec::new();
+    for (field, text, state) in fields {
+        let Some(text) = given(text.as_deref()) else { continue };
+        let time = timeouts::duration(text).map_err(|reason| anyhow::anyhow!("conntrack.{field}: {reason}"))?;
+        if !time.is_zero() {
+            let timeout = FlowTimeout::new(state, time);
+            timeouts.push(timeout.with_context(|| format!("conntrack.{field}: {text} is too long"))?);
+        }
+    }
+    Ok(timeouts)
+}
+
 fn node_port_addresses(texts: &[String]) -> Result<NodePortAddresses> {
     match texts {
         [] => Ok(NodePortAddresses::Primary),
@@ -216,6 +250,8 @@ fn given(text: Option<&str>) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use proxy_common::layout::Timeouts;
+
     use super::*;
 
     /// What kubeadm writes into the ConfigMap `kube-proxy`.
@@ -287,6 +323,7 @@ winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: "", roo
             metrics_bind_address: Some("0.0.0.0:9".parse().unwrap()),
             healthz_bind_address: Some("[::1]:10256".parse().unwrap()),
             bind_address_hard_fail: true,
+            flow_timeouts: Vec::new(),
             without_meaning: vec!["mode".to_owned()],
         };
         assert_eq!(config.unwrap(), expected);
@@ -305,6 +342,28 @@ winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: "", roo
         let other = with("metricsBindAddress: 192.0.2.7\nhealthzBindAddress: 192.0.2.7:8").unwrap();
         assert_eq!(other.metrics_address(), "192.0.2.7:10249".parse().unwrap());
         assert_eq!(other.healthz_address(), "192.0.2.7:8".parse().unwrap());
+    }
+
+    #[test]
+    fn rule_7_10_conntrack_timeouts_are_those_of_flows() {
+        let config = with(
+            "conntrack: {tcpEstablishedTimeout: 2h0m0s, tcpCloseWaitTimeout: 30m, udpTimeout: 0s, udpStreamTimeout: 250s}",
+        )
+        .unwrap();
+        assert!(config.without_meaning.is_empty(), "{:?}", config.without_meaning);
+        let mut timeouts = Timeouts::DEFAULT;
+        config
+            .flow_timeouts
+            .iter()
+            .for_each(|timeout| timeout.apply(&mut timeouts));
+        let expected = Timeouts {
+            tcp_established: Timeouts::ticks(7200),
+            tcp_half_closed: Timeouts::ticks(1800),
+            udp_established: Timeouts::ticks(250),
+            ..Timeouts::DEFAULT
+        };
+        assert_eq!(timeouts, expected);
+        assert!(error("conntrack: {udpTimeout: soon}").starts_with("conntrack.udpTimeout: \"soon\""));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberI
 use super::input::InputArgs;
 use crate::{
     agent::{Agent, Ending},
-    config::{LocalTraffic, ProxyConfig, parse_metrics_address},
+    config::{LocalTraffic, ProxyConfig, parse_metrics_address, timeouts::FlowTimeout},
     dataplane::{
         self, Dataplane, LogLevel, Method, Options, cgroup,
         edge::{EdgePolicy, InterfaceMatch},
@@ -106,6 +106,11 @@ pub(crate) struct RunArgs {
     /// End where it can't listen, instead of trying again every 5 s
     #[arg(long)]
     bind_address_hard_fail: bool,
+
+    /// How long flows of a state are kept without packets, instead of what the configuration or the kernel's conntrack says; may
+    /// be repeated
+    #[arg(long = "flow-timeout", value_name = "STATE=DURATION")]
+    flow_timeouts: Vec<FlowTimeout>,
 }
 
 impl RunArgs {
@@ -142,7 +147,7 @@ impl RunArgs {
             let kubernetes = Kubernetes::new(self.kubeconfig.as_deref(), node_name.clone()).await?;
             Box::pin(kubernetes.run(sender))
         };
-        let dataplane = Dataplane::open(self.options(), dataplane::now())?;
+        let dataplane = Dataplane::open(self.options(&config), dataplane::now())?;
         let sync_metrics = SyncMetrics::default();
         let all_metrics = Metrics::new(
             self.pin_dir.clone(),
@@ -189,7 +194,7 @@ impl RunArgs {
         Ok(config)
     }
 
-    fn options(&self) -> Options {
+    fn options(&self, config: &ProxyConfig) -> Options {
         let mut options = Options::new(self.pin_dir.clone());
         options.attach = self.attach;
         options.log = self.program_log;
@@ -198,6 +203,9 @@ impl RunArgs {
             cgroup: self.cgroup.clone(),
         };
         options.xdp = xdp::Policy(self.xdp.clone());
+        for timeout in config.flow_timeouts.iter().chain(&self.flow_timeouts) {
+            timeout.apply(&mut options.timeouts);
+        }
         for TableSize { tables, entries } in &self.table_sizes {
             let sizes = tables.iter().map(|table| (table.clone(), *entries));
             options.table_sizes.extend(sizes);

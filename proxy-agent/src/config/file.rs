@@ -10,11 +10,15 @@ pub(super) const VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 pub(super) const KIND: &str = "KubeProxyConfiguration";
 
 /// Fields that mean something here, by path; the others are read only to say that they don't.
-const WITH_MEANING: [&str; 13] = [
+const WITH_MEANING: [&str; 17] = [
     "apiVersion",
     "bindAddress",
     "bindAddressHardFail",
     "clusterCIDR",
+    "conntrack.tcpCloseWaitTimeout",
+    "conntrack.tcpEstablishedTimeout",
+    "conntrack.udpStreamTimeout",
+    "conntrack.udpTimeout",
     "detectLocal.bridgeInterface",
     "detectLocal.interfaceNamePrefix",
     "detectLocalMode",
@@ -54,7 +58,7 @@ pub(super) struct KubeProxyConfiguration {
     pub(super) cluster_cidr: Option<String>,
     pub(super) node_port_addresses: Option<Vec<String>>,
     oom_score_adj: Option<i32>,
-    conntrack: Conntrack,
+    pub(super) conntrack: Conntrack,
     config_sync_period: Option<String>,
     port_range: Option<String>,
     windows_run_as_service: Option<bool>,
@@ -124,14 +128,14 @@ pub(super) struct DetectLocal {
 
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-struct Conntrack {
+pub(super) struct Conntrack {
     max_per_core: Option<i32>,
     min: Option<i32>,
-    tcp_established_timeout: Option<String>,
-    tcp_close_wait_timeout: Option<String>,
+    pub(super) tcp_established_timeout: Option<String>,
+    pub(super) tcp_close_wait_timeout: Option<String>,
     tcp_be_liberal: Option<bool>,
-    udp_timeout: Option<String>,
-    udp_stream_timeout: Option<String>,
+    pub(super) udp_timeout: Option<String>,
+    pub(super) udp_stream_timeout: Option<String>,
 }
 
 impl KubeProxyConfiguration {
