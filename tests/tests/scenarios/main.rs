@@ -10,6 +10,7 @@ mod command;
 mod device;
 mod empty;
 mod endpoint;
+mod flood;
 mod forwarding;
 mod fragment;
 mod generation;

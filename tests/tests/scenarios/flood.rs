@@ -1,0 +1,144 @@
+//! A flood of first packets with false sources, ten times what the flow table has room for.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use proxy_tests::{
+    lab::{AgentOptions, Connection, Family, Lab, Protocol, raw, wait_until},
+    require_root,
+};
+use socket2::{Domain, Socket, Type};
+
+use super::{PORT, serve};
+
+/// Room in the flow table of one family, in entries; a flow takes two.
+const ENTRIES: u32 = 8192;
+/// Packets of a flood.
+const PACKETS: u32 = 10 * ENTRIES / 2;
+/// Connections that are established before.
+const CONNECTIONS: usize = 20;
+/// How long the collector may take for what a flood has left.
+const RECOVERY: Duration = Duration::from_mins(1);
+
+/// A source that nobody has (RFC 2544, RFC 3849).
+fn source(family: Family, number: u32) -> SocketAddr {
+    let address: IpAddr = match family {
+        Family::V4 => Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(198, 18, 0, 0)) + number).into(),
+        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0xbad, 0, 0, 0, (number >> 16) as u16, number as u16).into(),
+    };
+    SocketAddr::new(address, 1024 + (number % 50_000) as u16)
+}
+
+/// Sends the flood from a namespace, as fast as it goes.
+fn flood(lab: &Lab, from: &str, protocol: Protocol, family: Family, to: SocketAddr) -> Result<()> {
+    let domain = match family {
+        Family::V4 => Domain::IPV4,
+        Family::V6 => Domain::IPV6,
+    };
+    // The headers are the sender's (raw(7)).
+    let socket = lab
+        .namespace(from)
+        .run(|| Socket::new(domain, Type::RAW, Some(socket2::Protocol::from(255))))?;
+    let target = SocketAddr::new(to.ip(), 0).into();
+    for number in 0..PACKETS {
+        let packet = match protocol {
+            Protocol::Tcp => raw::syn(source(family, number), to)?,
+            _ => raw::udp(source(family, number), to, b"flood")?,
+        };
+        socket.send_to(&packet, &target).context("a packet of the flood")?;
+    }
+    Ok(())
+}
+
+/// Entries in the flow tables of a node, and how many flows were given up.
+fn fill(lab: &Lab, node: &str) -> Result<(u64, u64)> {
+    let status = lab.listing(node, "status", &[])?;
+    let of = |list: &str, name: &str, is_meant: &dyn Fn(&str) -> bool, count: &str| -> u64 {
+        let rows = status[list].as_array().into_iter().flatten();
+        rows.filter(|row| row[name].as_str().is_some_and(is_meant))
+            .filter_map(|row| row[count].as_u64())
+            .sum()
+    };
+    let entries = of("tables", "name", &|name| name.starts_with("flows_"), "entries");
+    let evicted = of("reasons", "reason", &|reason| reason.contains("given up"), "packets");
+    Ok((entries, evicted))
+}
+
+/// Established connections go on all the while, new ones are made during the flood and after it, and what it leaves goes.
+fn is_withstood(lab: &Lab) -> Result<()> {
+    let service = serve(lab, "web", 1, &["server"])?;
+    let arguments = [
+        format!("--flow-table-size={ENTRIES}"),
+        "--flow-timeout=tcp-opening=5s".to_owned(),
+        "--flow-timeout=tcp-answered=5s".to_owned(),
+        "--flow-timeout=udp-opening=5s".to_owned(),
+    ];
+    let options = AgentOptions {
+        arguments: arguments.into(),
+        ..AgentOptions::default()
+    };
+    let _agent = lab.start_agent_with("node-a", options)?;
+    for family in Family::ALL {
+        let to = service.frontend(family, PORT);
+        let open = || -> Result<Vec<Connection>> {
+            (0..CONNECTIONS)
+                .map(|_| {
+                    let mut connection = Connection::open(to)?;
+                    connection.ask()?;
+                    Ok(connection)
+                })
+                .collect()
+        };
+        let mut connections = lab.namespace("client").run(open)?;
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let context = || format!("{family}, {protocol}");
+            let over = AtomicBool::new(false);
+            let asked = thread::scope(|scope| -> Result<usize> {
+                let flooding = scope.spawn(|| {
+                    let sent = flood(lab, "mallory", protocol, family, to);
+                    over.store(true, Ordering::Relaxed);
+                    sent
+                });
+                let mut asked = 0;
+                while !over.load(Ordering::Relaxed) {
+                    for connection in &mut connections {
+                        connection.ask().context("on an established connection, in the flood")?;
+                        asked += 1;
+                    }
+                }
+                flooding.join().expect("no panic")?;
+                Ok(asked)
+            })
+            .with_context(context)?;
+            ensure!(asked > 0, "{family}, {protocol}: nothing was asked in the flood");
+            lab.tcp_request("client", to)
+                .and_then(|_| lab.udp_request("client", to))
+                .with_context(context)
+                .context("new ones right after the flood")?;
+            for connection in &mut connections {
+                connection.ask().with_context(context).context("after the flood")?;
+            }
+        }
+    }
+    let (_, evicted) = fill(lab, "node-a")?;
+    ensure!(evicted > u64::from(PACKETS), "{evicted} flows were given up");
+    wait_until("the flow tables are as before", RECOVERY, || {
+        fill(lab, "node-a")
+            .is_ok_and(|(entries, _)| entries < 200)
+            .then_some(())
+    })
+}
+
+/// Ten times the table, of SYNs and of UDP packets, from a pod whose sources are all false.
+#[test]
+pub(super) fn a_flood_breaks_no_connection() -> Result<()> {
+    require_root!();
+    Lab::builder()
+        .node("node-a", &["client", "mallory", "server"])
+        .run(|lab| is_withstood(lab))
+}
