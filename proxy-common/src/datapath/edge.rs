@@ -122,10 +122,13 @@ fn host_packet<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     environment: &E,
     reason: Reason,
 ) -> Reason {
-    let Some(Addresses { destination, .. }) = F::addresses(packet) else {
+    let Some(Addresses { source, destination }) = F::addresses(packet) else {
         return Reason::Malformed;
     };
-    if !tables.may_be_frontend(&destination) && !tables.is_service_address(&destination) {
+    // The filter knows the node's own addresses, too: this is all that a packet of somebody else costs.
+    if !tables.may_be_frontend(&source)
+        || !tables.may_be_frontend(&destination) && !tables.is_service_address(&destination)
+    {
         return reason;
     }
     match environment.judge_host_packet::<F, P, T>(packet, tables) {
