@@ -81,15 +81,21 @@ impl Standing {
 
     /// All go on, each with the backend that it had.
     fn go_on(&mut self) -> Result<()> {
+        self.connections_go_on()?;
+        for (socket, to, backend) in &mut self.sockets {
+            let answer = socket.ask(*to)?;
+            ensure!(answer.backend == *backend, "{to}: from {backend} to {answer:?}");
+        }
+        Ok(())
+    }
+
+    /// The connections do.
+    fn connections_go_on(&mut self) -> Result<()> {
         for (connection, backend) in &mut self.connections {
             let answer = connection.ask()?;
             ensure!(answer.backend == *backend, "from {backend} to {answer:?}");
             connection.push(20_000)?;
             connection.pull(20_000)?;
-        }
-        for (socket, to, backend) in &mut self.sockets {
-            let answer = socket.ask(*to)?;
-            ensure!(answer.backend == *backend, "{to}: from {backend} to {answer:?}");
         }
         Ok(())
     }
@@ -236,7 +242,7 @@ fn take_over(mode: KubeProxy) -> Result<()> {
                 .is_ok_and(|rules| !rules.contains("proxy-agent"))
                 .then_some(())
         })?;
-        new.go_on()
+        new.connections_go_on()
     })
 }
 
