@@ -118,6 +118,8 @@ pub struct Dataplane {
     handover: Option<Handover>,
     attacher: Attacher,
     express: ExpressAttacher,
+    /// What the devices were last told of XDP, by interface index
+    express_states: BTreeMap<u32, Express>,
     sockets: SocketAttacher,
     programmer: Programmer,
     collection: Collection,
@@ -173,6 +175,7 @@ impl Dataplane {
                 now,
             )?,
             takeover: Takeover::new(kernel::open(&options.pin)?),
+            express_states: BTreeMap::new(),
             express: ExpressAttacher::new(options.pin.clone(), options.xdp.clone()),
             sockets: SocketAttacher::new(options.pin.clone(), options.sockets.clone()),
             attacher: Attacher::new(options.pin.clone(), options.attach),
@@ -211,7 +214,9 @@ impl Dataplane {
                 tracing::warn!(%error, "the end of kube-proxy's connections to {address} won't be seen");
             }
         }
-        self.write_devices(&self.express.standing(&self.edges), now);
+        let states = std::mem::take(&mut self.express_states);
+        self.write_devices(&states, now);
+        self.express_states = states;
     }
 
     /// Makes the tables hold exactly these frontends of the Services named, none for one that is gone.
@@ -260,6 +265,7 @@ impl Dataplane {
         let mut failed = self.attacher.sync(&mut self.programs, &self.edges);
         let (states, express_failed) = self.express.sync(&mut self.programs, &self.edges);
         self.write_devices(&states, now);
+        self.express_states = states;
         failed.extend(express_failed);
         self.device_problems = failed
             .into_iter()

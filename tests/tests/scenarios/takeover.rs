@@ -247,7 +247,7 @@ fn take_over(mode: KubeProxy) -> Result<()> {
 }
 
 #[test]
-pub(super) fn a_node_with_nftables_rules_is_taken_over_under_load() -> Result<()> {
+fn a_node_with_nftables_rules_is_taken_over_under_load() -> Result<()> {
     require_root!();
     take_over(KubeProxy::Nftables)
 }

@@ -13,7 +13,7 @@ use proxy_tests::{
 use super::{
     fragment, generation,
     outside::{self, cluster, expose_each, frontends, start_agents},
-    reject, rollout, silence, size, takeover,
+    reject, rollout, silence, size,
 };
 
 /// Runs a scenario of the hooks under both modes of XDP.
@@ -56,7 +56,6 @@ under_xdp! {
     fragment::large_datagrams_on_strict_nodes;
     fragment::fragments_in_any_order;
     size::tcp_discovers_the_path_mtu_through_every_frontend;
-    takeover::a_node_with_nftables_rules_is_taken_over_under_load;
     generation::a_flow_table_grows_and_shrinks_under_load;
     generation::another_layout_and_back_under_load;
 }
