@@ -113,6 +113,16 @@ pub(super) struct MapInfo {
     pub(super) key_size: u32,
     /// Size of a value in bytes
     pub(super) value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    name: [u8; 16],
+}
+
+impl MapInfo {
+    /// The name that the map was made with, cut to 15 characters.
+    pub(super) fn name(&self) -> &[u8] {
+        self.name.split(|&byte| byte == 0).next().unwrap_or_default()
+    }
 }
 
 /// Beginning of `struct bpf_link_info` for a tcx link; one of XDP has the same fields but for the last.

@@ -33,7 +33,14 @@ pub(in crate::dataplane) fn heal(generation: &Generation) -> Result<()> {
                 tracing::warn!("the table that was pinned at {} is pinned again", path.display());
                 pin_at(&map, &path)?;
             }
-            (Some(present), Some(map)) if present.info().id != map.info().id && !used.contains(&present.info().id) => {
+            (Some(present), Some(map)) if present.info().id == map.info().id => {}
+            (Some(present), Some(_))
+                if present.info().name() == spec.name.as_bytes() && used.contains(&present.info().id) =>
+            {
+                pin::remove(&spare)?;
+                pin_at(&present, &spare)?;
+            }
+            (Some(_), Some(map)) => {
                 let foreign = generation.map(&format!("foreign_{}", spec.name));
                 fs::rename(&path, &foreign).with_context(|| format!("cannot move {}", path.display()))?;
                 let foreign = foreign.display();
@@ -43,11 +50,7 @@ pub(in crate::dataplane) fn heal(generation: &Generation) -> Result<()> {
                 );
                 pin_at(&map, &path)?;
             }
-            (Some(present), Some(map)) if present.info().id != map.info().id => {
-                pin::remove(&spare)?;
-                pin_at(&present, &spare)?;
-            }
-            _ => {}
+            (None, None) => {}
         }
     }
     Ok(())
