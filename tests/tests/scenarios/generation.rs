@@ -1,6 +1,6 @@
 //! Tables of another size or layout, or broken ones, under load: an agent takes over from them, and nobody notices.
 
-use std::{fs, net::SocketAddr, path::PathBuf};
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_tests::{
@@ -14,6 +14,8 @@ use serde_json::json;
 
 use super::{PORT, outside};
 
+/// How long an agent may take until nothing is left of the tables before: it loads its programs twice in that time.
+const TAKEOVER: Duration = Duration::from_secs(60);
 /// One client port for UDP, which goes on all the time: one flow.
 const UDP_PORT: u16 = 20_053;
 
@@ -32,12 +34,20 @@ struct Scene<'a> {
 
 impl<'a> Scene<'a> {
     fn set(lab: &'a Lab) -> Result<(Self, Agent)> {
+        Self::set_with(lab, &[])
+    }
+
+    /// With further arguments for the agent.
+    fn set_with(lab: &'a Lab, arguments: &[&str]) -> Result<(Self, Agent)> {
         let service = outside::expose(lab, "web", 1, &["near", "far"])?;
         lab.apply(&service)?;
         lab.apply_nodes()?;
         let cidrs = format!("{},{}", address::POD_NETWORK_V4, address::POD_NETWORK_V6);
         let configuration = lab.write_configuration("proxy", &json!({ "clusterCIDR": cidrs }))?;
-        let options = AgentOptions::configured(&configuration);
+        let mut options = AgentOptions::configured(&configuration);
+        options
+            .arguments
+            .extend(arguments.iter().map(|&argument| argument.to_owned()));
         let agent = lab.start_agent_with("node-a", options)?;
         let [v4, v6] = Family::ALL.map(|family| service.frontend(family, PORT));
         let inside: Vec<_> = [v4, v6]
@@ -82,7 +92,7 @@ impl<'a> Scene<'a> {
         options.binary = binary;
         let agent = self.lab.start_agent_with("node-a", options)?;
         let pins = self.lab.pin_directory("node-a");
-        wait_until("nothing is left of the tables before", PATIENCE, || {
+        wait_until("nothing is left of the tables before", TAKEOVER, || {
             if let Err(error) = self.look() {
                 return Some(Err(error));
             }
@@ -173,10 +183,8 @@ fn upgrade_and_back(arguments: &[&str]) -> Result<()> {
         Ok(other) => other,
         Err(obstacle) => skip!("{obstacle}"),
     };
-    outside::cluster().strict().run(|lab| {
-        let (mut scene, agent) = Scene::set(lab)?;
-        agent.terminate()?;
-        let mut agent = scene.start(arguments, None)?;
+    outside::cluster().run(|lab| {
+        let (mut scene, mut agent) = Scene::set_with(lab, arguments)?;
         for (binary, kill) in [(Some(other), false), (None, true)] {
             scene.wait()?;
             if kill {
