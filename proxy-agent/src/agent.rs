@@ -23,10 +23,10 @@ use crate::{
         edge::{Class, EdgePolicy, Network, Role, WhyNot, classes, edges, host_addresses, unserved},
         network::NetworkWatch,
     },
-    metrics::SyncMetrics,
     model::{Changes, Model, Problem, ServiceView},
     plan::{NodePlan, PlanContext, Planner, Update},
-    source::{Change, Event},
+    source::Event,
+    surfaces::{Surfaces, health_check_addresses},
 };
 
 /// How often old endpoint sets and flows are looked for, and failed writes tried again.
@@ -78,7 +78,7 @@ pub struct Agent {
     dataplane: Dataplane,
     edges: EdgePolicy,
     node_addresses: NodeAddresses,
-    metrics: SyncMetrics,
+    surfaces: Surfaces,
     /// The devices as last seen
     network: Network,
     /// What the tables were last told of the node
@@ -103,7 +103,7 @@ impl Agent {
         dataplane: Dataplane,
         edges: EdgePolicy,
         node_addresses: NodeAddresses,
-        metrics: SyncMetrics,
+        surfaces: Surfaces,
     ) -> Self {
         Self {
             model,
@@ -112,7 +112,7 @@ impl Agent {
             dataplane,
             edges,
             node_addresses,
-            metrics,
+            surfaces,
             network: Network::default(),
             node: None,
             classes: BTreeMap::new(),
@@ -153,6 +153,7 @@ impl Agent {
                     }
                     self.write();
                     self.write_node();
+                    self.open_ports();
                     if self.edges.node_addresses != (self.node_addresses)(&self.model) {
                         self.look_at_devices(&mut network).await;
                     }
@@ -166,6 +167,10 @@ impl Agent {
                         ticks_to_table_look = TABLE_LOOK;
                         self.reconcile();
                     }
+                    if was_failing {
+                        self.tell_progress();
+                    }
+                    self.open_ports();
                     if self.device_problem.is_some() {
                         self.look_at_devices(&mut network).await;
                     }
@@ -181,33 +186,43 @@ impl Agent {
     }
 
     fn take_in(&mut self, event: Event) {
-        match &event {
-            Event::Service(change) => self.metrics.services_changed(objects(change)),
-            Event::EndpointSlice(change) => self.metrics.endpoints_changed(objects(change)),
-            Event::Node(_) | Event::ServiceCIDR(_) | Event::Problems { .. } => {}
-        }
+        self.surfaces.told(&event);
         self.model.apply(event);
     }
 
     /// Writes what changed, as soon as Services and EndpointSlices have both been listed (behaviour.md 9.1).
     fn write(&mut self) {
         let changes = self.model.take_changes();
-        if self.model.is_synced() {
-            self.metrics.taken();
-        }
-        let Some(changes) = changes else {
+        self.surfaces.node(&self.model);
+        if !self.model.is_synced() {
             return;
-        };
+        }
+        self.surfaces.taken();
+        if let Some(changes) = changes {
+            self.write_changes(&changes);
+        }
+        self.tell_progress();
+    }
+
+    /// A change that can't be written is no longer waiting only if that is a matter of its Service alone.
+    fn tell_progress(&self) {
+        if self.synced && self.dataplane.is_writable() {
+            self.surfaces.up_to_date(self.dataplane.is_complete());
+        }
+    }
+
+    fn write_changes(&mut self, changes: &Changes) {
+        let made = self.model.take_trigger_times();
         let began = Instant::now();
         // It depends on the Node, whose changes are among those of the model.
         let node_addresses = (self.node_addresses)(&self.model);
         let context = PlanContext::new(&self.config, self.model.node(), &node_addresses);
         self.planner.set_context(context);
-        self.knows_all |= changes == Changes::Everything;
-        if changes == Changes::Known {
+        self.knows_all |= *changes == Changes::Everything;
+        if *changes == Changes::Known {
             tracing::warn!("not all Services could be read: what is programmed already stays until they can");
         }
-        match self.planner.update(&self.model, &changes) {
+        match self.planner.update(&self.model, changes) {
             Update::Everything(plan) => {
                 tracing::info!(services = plan.len(), "programming all Services");
                 self.dataplane.replace(plan, dataplane::now());
@@ -217,7 +232,9 @@ impl Agent {
                 self.dataplane.apply(plan, dataplane::now());
             }
         }
-        self.metrics.written(began.elapsed(), self.dataplane.is_complete());
+        let made = if self.dataplane.is_complete() { made } else { Vec::new() };
+        self.surfaces.written(began.elapsed(), &made);
+        self.surfaces.services(&self.model, changes);
         if !self.synced {
             self.synced = true;
             tracing::info!("ready");
@@ -229,6 +246,7 @@ impl Agent {
         if self.knows_all {
             let plan = self.planner.plan_everything(&self.model);
             self.dataplane.reconcile(plan, dataplane::now());
+            self.surfaces.reconciled(self.dataplane.reconciled());
         }
     }
 
@@ -243,6 +261,15 @@ impl Agent {
         if self.node.as_ref() != Some(&node) {
             self.dataplane.set_node(node.clone(), dataplane::now());
             self.node = Some(node);
+        }
+    }
+
+    /// Opens health check node ports, once it is known where.
+    fn open_ports(&mut self) {
+        if let Some(node) = &self.node {
+            let configured = &self.config.node_port_addresses;
+            self.surfaces
+                .open_ports(|| health_check_addresses(configured, node.node_port_addresses.iter().copied()));
         }
     }
 
@@ -302,11 +329,8 @@ impl Agent {
 
     /// Logs each problem once when it comes, and once when it goes.
     fn tell_problems(&mut self) {
-        let problems = [
-            self.model.problems(),
-            self.planner.problems(),
-            self.dataplane.problems(),
-        ];
+        let unwritten = self.dataplane.problems();
+        let problems = [self.model.problems(), self.planner.problems(), unwritten.clone()];
         let [before, last] = &self.unserved;
         let still_unserved = last.iter().filter(|problem| before.contains(problem)).cloned();
         let problems: BTreeSet<Problem> = problems
@@ -317,19 +341,14 @@ impl Agent {
             .collect();
         for problem in problems.difference(&self.told) {
             tracing::warn!("{problem}");
+            if unwritten.contains(problem) {
+                self.surfaces.unwritten(problem);
+            }
         }
         for problem in self.told.difference(&problems) {
             tracing::info!("no longer: {problem}");
         }
-        self.metrics.set_problems(problems.len());
+        self.surfaces.problems(problems.len());
         self.told = problems;
-    }
-}
-
-/// How many objects a change is about.
-fn objects<T>(change: &Change<T>) -> usize {
-    match change {
-        Change::Replace(objects) => objects.len(),
-        Change::Apply(_) | Change::Delete(_) => 1,
     }
 }

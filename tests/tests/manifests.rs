@@ -80,7 +80,7 @@ impl Rendered {
 }
 
 #[test]
-fn the_agent_may_only_read_its_input() -> Result<()> {
+fn the_agent_may_read_its_input_and_create_events() -> Result<()> {
     let Some(rendered) = Rendered::render("base")? else {
         skip!("no kubectl")
     };
@@ -94,6 +94,7 @@ fn the_agent_may_only_read_its_input() -> Result<()> {
     let verbs = |verbs: &[&str]| verbs.iter().map(ToString::to_string).collect::<Vec<_>>();
     let expected = [
         ("endpointslices", verbs(&["list", "watch"])),
+        ("events", verbs(&["create"])),
         ("nodes", verbs(&["list", "watch"])),
         ("servicecidrs", verbs(&["list", "watch"])),
         ("services", verbs(&["list", "watch"])),

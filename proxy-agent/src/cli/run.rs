@@ -9,13 +9,14 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use k8s_openapi::jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use super::input::InputArgs;
 use crate::{
     agent::{Agent, Ending},
-    config::{LocalTraffic, ProxyConfig, parse_metrics_address, timeouts::FlowTimeout},
+    config::{LocalTraffic, ProxyConfig, parse_healthz_address, parse_metrics_address, timeouts::FlowTimeout},
     dataplane::{
         self, Dataplane, LogLevel, Method, Options, cgroup,
         edge::{EdgePolicy, InterfaceMatch},
@@ -23,9 +24,12 @@ use crate::{
         sizes::TableSize,
         xdp,
     },
+    events::{self, About, Notice, Recorder, Severity},
+    health::{self, Asked, ProxyHealth},
     metrics::{self, Metrics, ServiceMetrics, SyncMetrics},
     model::Model,
     source::{kubernetes::Kubernetes, manifests},
+    surfaces::Surfaces,
 };
 
 /// Events that may wait for the agent's loop.
@@ -99,6 +103,11 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "ADDR[:PORT]", value_parser = parse_metrics_address)]
     metrics_bind_address: Option<SocketAddr>,
 
+    /// Where to serve /healthz and /livez, with port 10256 if none is given [default: healthzBindAddress of the configuration,
+    /// or 0.0.0.0:10256, which means all addresses of both families]
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = parse_healthz_address)]
+    healthz_bind_address: Option<SocketAddr>,
+
     /// Whether metrics tell the traffic of each service port: three time series each
     #[arg(long, value_enum, default_value_t)]
     metrics_services: ServiceMetrics,
@@ -141,22 +150,18 @@ impl RunArgs {
         let config = self.config()?;
         let node_name = self.input.node_name(&config)?;
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let source: Pin<Box<dyn Future<Output = ()> + Send>> = if let Some(directory) = self.input.manifests.clone() {
-            Box::pin(manifests::watch(directory, sender))
+        let source: Pin<Box<dyn Future<Output = ()> + Send>>;
+        let recorder;
+        if let Some(directory) = self.input.manifests.clone() {
+            source = Box::pin(manifests::watch(directory, sender));
+            recorder = Recorder::without_cluster();
         } else {
             let kubernetes = Kubernetes::new(self.kubeconfig.as_deref(), node_name.clone()).await?;
-            Box::pin(kubernetes.run(sender))
-        };
+            recorder = Recorder::start(kubernetes.client(), node_name.clone());
+            source = Box::pin(kubernetes.run(sender));
+        }
         let dataplane = Dataplane::open(self.options(&config), dataplane::now())?;
-        let sync_metrics = SyncMetrics::default();
-        let all_metrics = Metrics::new(
-            self.pin_dir.clone(),
-            self.metrics_services,
-            &sync_metrics,
-            config.to_configz(),
-        );
-        let hard_fail = config.bind_address_hard_fail;
-        metrics::serve(all_metrics, config.metrics_address(), hard_fail, |_| {})?;
+        let surfaces = self.surfaces(&config, recorder)?;
         tokio::spawn(source);
         tracing::info!(node = node_name, "serving");
         let edges = EdgePolicy {
@@ -174,22 +179,51 @@ impl RunArgs {
         let input = self.input;
         let planned = config.clone();
         let node_addresses = Box::new(move |model: &Model| input.node_addresses(&config, model.node()));
-        Agent::new(
-            Model::new(node_name),
-            planned,
-            dataplane,
-            edges,
-            node_addresses,
-            sync_metrics,
-        )
-        .run(receiver, ending)
-        .await
+        let mut model = Model::new(node_name);
+        model.note_trigger_times(Timestamp::now());
+        Agent::new(model, planned, dataplane, edges, node_addresses, surfaces)
+            .run(receiver, ending)
+            .await
+    }
+
+    /// Starts what serves and tells others; the tables are there by now.
+    fn surfaces(&self, config: &ProxyConfig, recorder: Recorder) -> Result<Surfaces> {
+        recorder.record(Notice {
+            about: About::Node,
+            severity: Severity::Normal,
+            reason: "Starting",
+            action: "StartProxy",
+            note: String::new(),
+        });
+        let (sync, health) = (SyncMetrics::default(), ProxyHealth::default());
+        let hard_fail = config.bind_address_hard_fail;
+        let metrics = Metrics::new(self.pin_dir.clone(), self.metrics_services, &sync, config.to_configz());
+        let refused = |reason: &'static str| {
+            let recorder = recorder.clone();
+            move |note: &str| recorder.record(Notice::warning(About::Node, reason, "StartProxy", note))
+        };
+        metrics::serve(
+            metrics,
+            config.metrics_address(),
+            hard_fail,
+            refused("FailedToStartMetricServer"),
+        )?;
+        let counted = sync.clone();
+        let count = move |asked, code| match asked {
+            Asked::Healthz => counted.healthz_answered(code),
+            Asked::Livez => counted.livez_answered(code),
+        };
+        let refused = refused("FailedToStartProxierHealthcheck");
+        health::serve(health.clone(), config.healthz_address(), hard_fail, refused, count)?;
+        events::watch_tables(self.pin_dir.clone(), recorder.clone());
+        Ok(Surfaces::new(sync, health, recorder))
     }
 
     /// The configuration, with what the flags say in place of its own.
     fn config(&self) -> Result<ProxyConfig> {
         let mut config = self.input.config()?;
         config.metrics_bind_address = self.metrics_bind_address.or(config.metrics_bind_address);
+        config.healthz_bind_address = self.healthz_bind_address.or(config.healthz_bind_address);
         config.bind_address_hard_fail |= self.bind_address_hard_fail;
         Ok(config)
     }

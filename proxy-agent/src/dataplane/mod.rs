@@ -24,6 +24,7 @@ mod netfilter;
 pub mod network;
 mod object;
 pub mod pin;
+pub mod pressure;
 pub mod programmer;
 mod raw;
 pub mod service_name;
@@ -354,6 +355,12 @@ impl Dataplane {
     /// Entries that were found changed by something else, and made good, since this process began.
     pub const fn reconciled(&self) -> u64 {
         self.reconciled
+    }
+
+    /// Whether the tables take what is written to them. A Service that can't be written for a reason of its own, such as a
+    /// table without room for it, doesn't count.
+    pub fn is_writable(&self) -> bool {
+        self.programmer.is_writable()
     }
 
     /// Whether all that was asked for of Services is in the tables.

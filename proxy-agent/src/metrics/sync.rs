@@ -16,6 +16,8 @@ use crate::model;
 
 /// `ip_family`, as kube-proxy writes it.
 type OfFamily = [(&'static str, &'static str); 1];
+/// `code`, the HTTP status of an answer.
+type OfCode = [(&'static str, u16); 1];
 type Seconds = Gauge<f64, std::sync::atomic::AtomicU64>;
 type Histograms = Family<OfFamily, Histogram, fn() -> Histogram>;
 
@@ -30,7 +32,10 @@ pub struct SyncMetrics {
     service_changes_pending: Gauge,
     last: Family<OfFamily, Seconds>,
     last_queued: Family<OfFamily, Seconds>,
+    healthz: Family<OfCode, Counter>,
+    livez: Family<OfCode, Counter>,
     problems: Gauge,
+    reconciled: Counter,
 }
 
 impl Default for SyncMetrics {
@@ -44,7 +49,10 @@ impl Default for SyncMetrics {
             service_changes_pending: Gauge::default(),
             last: Family::default(),
             last_queued: Family::default(),
+            healthz: Family::default(),
+            livez: Family::default(),
             problems: Gauge::default(),
+            reconciled: Counter::default(),
         }
     }
 }
@@ -108,6 +116,12 @@ impl SyncMetrics {
             help,
             self.last_queued.clone(),
         );
+        let help = "Answers of /healthz";
+        kube_proxy.register("proxy_healthz", help, self.healthz.clone());
+        let help = "Answers of /livez";
+        kube_proxy.register("proxy_livez", help, self.livez.clone());
+        let help = "Entries that something else had changed, and that were made good";
+        registry.register("proxy_agent_reconciled_entries", help, self.reconciled.clone());
         let help = "What is not as it should be now, as the log says";
         registry.register("proxy_agent_problems", help, self.problems.clone());
     }
@@ -139,14 +153,20 @@ impl SyncMetrics {
         self.endpoint_changes_pending.set(0);
     }
 
-    /// The tables were written, which took this long; `complete` says whether nothing had to be left out.
-    pub fn written(&self, took: Duration, complete: bool) {
+    /// The tables were written, which took this long.
+    pub fn written(&self, took: Duration) {
         for family in model::Family::ALL {
-            let family = of_family(family);
-            self.duration.get_or_create(&family).observe(took.as_secs_f64());
-            if complete {
-                self.last.get_or_create(&family).set(since_epoch());
-            }
+            self.duration
+                .get_or_create(&of_family(family))
+                .observe(took.as_secs_f64());
+        }
+    }
+
+    /// All that is known is in the tables; nothing had to be left out.
+    pub fn complete(&self) {
+        let now = since_epoch();
+        for family in model::Family::ALL {
+            self.last.get_or_create(&of_family(family)).set(now);
         }
     }
 
@@ -155,6 +175,21 @@ impl SyncMetrics {
         self.network_programming
             .get_or_create(&of_family(family))
             .observe(took.as_secs_f64());
+    }
+
+    /// `/healthz` was answered.
+    pub fn healthz_answered(&self, code: u16) {
+        self.healthz.get_or_create(&[("code", code)]).inc();
+    }
+
+    /// `/livez` was answered.
+    pub fn livez_answered(&self, code: u16) {
+        self.livez.get_or_create(&[("code", code)]).inc();
+    }
+
+    /// So many entries have been made good, since this process began.
+    pub fn set_reconciled(&self, entries: u64) {
+        self.reconciled.inc_by(entries.saturating_sub(self.reconciled.get()));
     }
 
     /// This many things are not as they should be now.
@@ -193,7 +228,7 @@ mod tests {
     #[test]
     fn rule_8_8_buckets_are_those_of_kube_proxy() {
         let metrics = SyncMetrics::default();
-        metrics.written(Duration::from_millis(3), true);
+        metrics.written(Duration::from_millis(3));
         metrics.programmed(model::Family::V4, Duration::from_millis(300));
         let text = scrape(&metrics);
         let sync = buckets(&text, "kubeproxy_sync_proxy_rules_duration_seconds");
@@ -223,7 +258,7 @@ mod tests {
         has(&text, "kubeproxy_sync_proxy_rules_endpoint_changes_pending 4");
         assert!(text.contains("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family=\"IPv6\"} "));
         metrics.taken();
-        metrics.written(Duration::from_millis(1), false);
+        metrics.written(Duration::from_millis(1));
         let text = scrape(&metrics);
         has(&text, "kubeproxy_sync_proxy_rules_service_changes_pending 0");
         has(&text, "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0");
@@ -231,7 +266,7 @@ mod tests {
         has(&text, "kubeproxy_sync_proxy_rules_endpoint_changes_total 4");
         let succeeded = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{";
         assert!(!text.contains(succeeded), "{text}");
-        metrics.written(Duration::from_millis(1), true);
+        metrics.complete();
         assert!(scrape(&metrics).contains(succeeded));
     }
 }

@@ -12,6 +12,7 @@ mod service;
 mod service_range;
 mod slice;
 mod tracking;
+mod trigger;
 
 pub use address::{parse_ip, parse_range};
 pub use node::Node;

@@ -12,6 +12,9 @@ use super::{
     object::Complaints,
 };
 
+/// Taint of a node that the cluster autoscaler is about to delete.
+const DELETION_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+
 /// Names the zone of a node.
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
@@ -24,6 +27,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// What its pods have addresses from (`spec.podCIDRs`)
     pub pod_ranges: Vec<IpNet>,
+    /// Whether load balancers may send to it: it is known, isn't being deleted, and isn't about to be (behaviour.md 8.5)
+    pub eligible: bool,
 }
 
 impl Node {
@@ -54,8 +59,15 @@ impl Node {
             zone: zone.cloned(),
             addresses,
             pod_ranges: parse_pod_ranges(object.spec.as_ref(), complaints),
+            eligible: object.metadata.deletion_timestamp.is_none() && !is_tainted(object.spec.as_ref()),
         }
     }
+}
+
+/// Whether the cluster autoscaler is about to delete it.
+fn is_tainted(spec: Option<&api::NodeSpec>) -> bool {
+    let taints = spec.and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+    taints.iter().any(|taint| taint.key == DELETION_TAINT)
 }
 
 fn parse_pod_ranges(spec: Option<&api::NodeSpec>, complaints: &mut Complaints) -> Vec<IpNet> {

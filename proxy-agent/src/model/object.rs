@@ -44,6 +44,17 @@ pub struct Problem {
     pub reason: String,
 }
 
+impl Problem {
+    /// The Service that it is about, if it is about one.
+    pub fn service(&self) -> Option<ObjectName> {
+        let (namespace, name) = self.object.strip_prefix("Service ")?.split_once('/')?;
+        Some(ObjectName {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        })
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.field.is_empty() {

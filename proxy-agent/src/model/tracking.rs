@@ -11,9 +11,13 @@ use k8s_openapi::{
     Metadata,
     api::{core::v1 as core, discovery::v1::EndpointSlice, networking::v1::ServiceCIDR},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    jiff::Timestamp,
 };
 
-use super::{Node, ObjectName, Problem, Service, Slice, object::Complaints, service_range, slice::OwnedSlice};
+use super::{
+    Family, Node, ObjectName, Problem, Service, Slice, object::Complaints, service_range, slice::OwnedSlice,
+    trigger::TriggerTimes,
+};
 use crate::source::{Change, Event};
 
 /// What a source said so far.
@@ -38,6 +42,7 @@ pub struct Model {
     unread: BTreeSet<String>,
     /// All that there was to list has been told
     complete: bool,
+    trigger_times: TriggerTimes,
 }
 
 /// A Service and its slices by name.
@@ -83,6 +88,16 @@ impl<'a> ServiceView<'a> {
     }
 }
 
+impl ServiceView<'_> {
+    /// How many addresses on this node are ready, whatever their ports; one that terminates never is (behaviour.md 8.1).
+    pub fn ready_here(self) -> usize {
+        let endpoints = self.slices().flat_map(|slice| &slice.endpoints);
+        let counted = endpoints
+            .filter(|endpoint| endpoint.local && endpoint.conditions.ready && !endpoint.conditions.terminating);
+        counted.map(|endpoint| endpoint.address).collect::<BTreeSet<_>>().len()
+    }
+}
+
 impl Model {
     /// Knows nothing but the name of this node.
     pub fn new(node_name: impl Into<String>) -> Self {
@@ -99,6 +114,7 @@ impl Model {
             source_problems: BTreeMap::new(),
             unread: BTreeSet::new(),
             complete: false,
+            trigger_times: TriggerTimes::default(),
         }
     }
 
@@ -178,6 +194,16 @@ impl Model {
                 (!changed.is_empty()).then_some(Changes::Services(changed))
             }
         }
+    }
+
+    /// Notes when changes of endpoints were made in the cluster, if that is after this time.
+    pub const fn note_trigger_times(&mut self, since: Timestamp) {
+        self.trigger_times.since(since);
+    }
+
+    /// When the changes of endpoints were made that came since the last call (behaviour.md 9.8).
+    pub fn take_trigger_times(&mut self) -> Vec<(Family, Timestamp)> {
+        self.trigger_times.take()
     }
 
     /// A Service that this node serves.
@@ -263,6 +289,9 @@ impl Model {
         let parsed = object.and_then(|object| Slice::parse(object, &self.node_name, complaints));
         let owner_before = self.owners.get(name).cloned();
         let owner_now = parsed.as_ref().map(|(service, _)| service.clone());
+        if let (Some(service), None) = (&owner_before, object) {
+            self.trigger_times.gone(&sibling(name, service.clone()));
+        }
         if owner_before != owner_now {
             if let Some(service) = owner_before {
                 self.owners.remove(name);
@@ -277,11 +306,18 @@ impl Model {
         let Some((service, slice)): Option<OwnedSlice> = parsed else {
             return;
         };
-        self.edit(&sibling(name, service), |entry| {
-            if entry.slices.get(&name.name).map(Arc::as_ref) != Some(&slice) {
+        let owner = sibling(name, service);
+        let family = slice.family;
+        let mut differs = false;
+        self.edit(&owner, |entry| {
+            differs = entry.slices.get(&name.name).map(Arc::as_ref) != Some(&slice);
+            if differs {
                 entry.slices.insert(name.name.clone(), Arc::new(slice));
             }
         });
+        if let Some(object) = object.filter(|_| differs) {
+            self.trigger_times.changed(owner, family, object);
+        }
     }
 
     fn apply_node(&mut self, name: &ObjectName, object: Option<&core::Node>, complaints: &mut Complaints) {

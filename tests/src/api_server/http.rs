@@ -25,8 +25,11 @@ type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
 /// Answers one request.
 pub(super) async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Result<Answer, Infallible> {
-    let (parts, _) = request.into_parts();
+    let (parts, body) = request.into_parts();
     let path = parts.uri.path();
+    if parts.method == Method::POST && is_events(path) {
+        return Ok(record(&shared, body).await);
+    }
     let Some(resource) = Resource::at_path(path).filter(|_| parts.method == Method::GET) else {
         return Ok(failure(
             404,
@@ -80,6 +83,35 @@ pub(super) async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming
     } else {
         list(&shared, resource, &selector, &query)
     })
+}
+
+/// Whether an Event may be created at this path.
+fn is_events(path: &str) -> bool {
+    let namespace = path
+        .strip_prefix("/apis/events.k8s.io/v1/namespaces/")
+        .and_then(|path| path.strip_suffix("/events"));
+    namespace.is_some_and(|namespace| !namespace.contains('/'))
+}
+
+/// Takes an Event in.
+async fn record(shared: &Shared, body: Incoming) -> Answer {
+    let faults = shared.read(|state| state.faults.clone());
+    if let Some(status) = faults.status {
+        return failure(status, "", "switched on by the test");
+    }
+    if faults.events_forbidden {
+        return failure(403, "Forbidden", "User \"node\" cannot create resource \"events\"");
+    }
+    let event = body
+        .collect()
+        .await
+        .map(|body| serde_json::from_slice(&body.to_bytes()));
+    let Ok(Ok(event)) = event else {
+        return failure(400, "BadRequest", "this is no JSON");
+    };
+    let answer = respond(201, &event);
+    shared.change(|state| state.events.push(event));
+    answer
 }
 
 fn list(shared: &Shared, resource: Resource, selector: &Selector, query: &Query) -> Answer {

@@ -1,7 +1,8 @@
 //! A Kubernetes API server for tests: real list and watch semantics over HTTP, and every way it can fail, on demand.
 //!
 //! It knows Services, EndpointSlices, Nodes and ServiceCIDRs, across all namespaces, reading only; tests write with
-//! [`ApiServer::apply`] and [`ApiServer::delete`]. It validates nothing, so that tests can serve nonsense too.
+//! [`ApiServer::apply`] and [`ApiServer::delete`]. Events can be created, and are kept for the test
+//! ([`ApiServer::events`]). It validates nothing, so that tests can serve nonsense too.
 
 use std::{
     fs, io,
@@ -173,6 +174,11 @@ impl ApiServer {
         self.shared.change(|state| state.faults.forbidden.insert(resource));
     }
 
+    /// Answers 403 to whoever creates an Event, or takes that back.
+    pub fn refuse_events(&self, refuse: bool) {
+        self.shared.change(|state| state.faults.events_forbidden = refuse);
+    }
+
     /// Answers 404 to whoever asks for this kind, as a server does that is too old to know it.
     pub fn forget_kind(&self, resource: Resource) {
         self.shared.change(|state| state.faults.unknown.insert(resource));
@@ -229,6 +235,22 @@ impl ApiServer {
     pub fn wait_for_requests(&self, what: &str, condition: impl Fn(&[Request]) -> bool) {
         self.shared
             .wait_until(what, PATIENCE, |state| condition(&state.requests));
+    }
+
+    /// All Events (`events.k8s.io/v1`) that were created so far, as they came.
+    pub fn events(&self) -> Vec<Value> {
+        self.shared.read(|state| state.events.clone())
+    }
+
+    /// Blocks until an Event was created that satisfies a condition, and returns it.
+    ///
+    /// # Panics
+    /// When there is none within 20 s.
+    pub fn wait_for_event(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+        let find = |events: &[Value]| events.iter().find(|event| condition(event)).cloned();
+        self.shared
+            .wait_until(what, PATIENCE, |state| find(&state.events).is_some());
+        find(&self.events()).expect("events stay")
     }
 
     /// Blocks until just this many watches are open, of all kinds together.

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::Value;
 use tokio::sync::watch;
 
 use super::{resource::Resource, store::Store};
@@ -55,6 +56,8 @@ pub enum Verb {
 pub(super) struct State {
     pub(super) store: Store,
     pub(super) requests: Vec<Request>,
+    /// Events that were created
+    pub(super) events: Vec<Value>,
     /// One entry for each open watch
     pub(super) watches: Vec<Resource>,
     pub(super) faults: Faults,
@@ -68,6 +71,7 @@ pub(super) struct Faults {
     pub(super) forbidden: BTreeSet<Resource>,
     pub(super) unknown: BTreeSet<Resource>,
     pub(super) status: Option<u16>,
+    pub(super) events_forbidden: bool,
     pub(super) gone: Gone,
     pub(super) forget_pages: bool,
     pub(super) events: Option<Mangle>,

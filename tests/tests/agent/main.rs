@@ -2,6 +2,8 @@
 //! the pinned tables and the answers to real requests.
 
 mod cluster;
+mod events;
+mod health;
 mod http;
 mod input;
 mod listing;

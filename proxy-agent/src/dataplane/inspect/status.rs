@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use proxy_common::{
     datapath::Reason,
-    layout::{self, AddressBytes, Counter, HOST_DEVICE, TableSpec, device_flags, flow_flags, role, tables},
+    layout::{self, AddressBytes, Counter, HOST_DEVICE, TableKind, TableSpec, device_flags, flow_flags, role, tables},
 };
 use serde::Serialize;
 
@@ -113,6 +113,8 @@ pub struct TableFill {
     pub entries: u64,
     /// Entries it has room for
     pub max_entries: u32,
+    /// Whether it gives up its oldest entry when it is full
+    pub evicts: bool,
 }
 
 /// Packets that met one reason.
@@ -261,6 +263,7 @@ fn fill<K, V>(spec: TableSpec, table: &BoxedTable<K, V>) -> Result<TableFill, Ta
         name: spec.name,
         entries,
         max_entries: table.max_entries(),
+        evicts: spec.kind == TableKind::LruHash,
     })
 }
 

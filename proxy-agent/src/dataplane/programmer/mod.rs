@@ -73,6 +73,8 @@ pub struct Programmer {
     sources_to_keep: BTreeMap<u32, Vec<IpNet>>,
     /// What went wrong with no Service in particular
     table_problems: Vec<Problem>,
+    /// Nothing but a lack of room went wrong with no Service in particular
+    is_writable: bool,
     /// A whole plan has been seen: from now on what nobody wants may be freed
     complete: bool,
 }
@@ -111,6 +113,7 @@ impl Programmer {
             changed_serving: Serving::new(),
             sources_to_keep: BTreeMap::new(),
             table_problems: Vec::new(),
+            is_writable: true,
             complete: false,
         })
     }
@@ -252,6 +255,11 @@ impl Programmer {
         self.changed_serving.extend(self.serving.clone());
     }
 
+    /// Whether the kernel took what follows from all Services together when it was written last, as far as there was room.
+    pub const fn is_writable(&self) -> bool {
+        self.is_writable
+    }
+
     /// Whether all that was asked for of Services is in the tables.
     pub fn is_complete(&self) -> bool {
         self.waiting.is_empty() && self.table_problems.is_empty()
@@ -299,9 +307,10 @@ impl Programmer {
             self.keep_sources(work),
         ];
         self.compare_serving(work);
-        self.table_problems = settled
+        let failed: Vec<TableError> = settled.into_iter().filter_map(Result::err).collect();
+        self.is_writable = failed.iter().all(|error| matches!(error, TableError::Full { .. }));
+        self.table_problems = failed
             .into_iter()
-            .filter_map(Result::err)
             .map(|error| problem("what follows from frontends".to_owned(), String::new(), &error))
             .collect();
         for (object, frontends) in work {

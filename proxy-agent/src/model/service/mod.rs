@@ -30,6 +30,8 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// Addresses of its load balancer that packets arrive with (behaviour.md 3.2); of families that it exists for, sorted
     pub load_balancer_ips: Vec<IpAddr>,
+    /// Where its load balancer asks whether this node has an endpoint (behaviour.md 8.1), host byte order
+    pub health_check_port: Option<u16>,
     /// Who may use the addresses of its load balancer (behaviour.md 3.10); of families that it exists for, sorted. A
     /// family without a range is open
     pub source_ranges: Vec<IpNet>,
@@ -87,6 +89,7 @@ impl Service {
             external_traffic_local: outside::is_local(spec, complaints),
             external_ips,
             load_balancer_ips,
+            health_check_port: outside::health_check_port(spec),
             source_ranges,
             affinity: parse_affinity(spec, complaints),
             ports: parse_ports(spec.ports.as_deref().unwrap_or_default(), complaints),

@@ -32,6 +32,14 @@ pub(super) fn is_local(spec: &api::ServiceSpec, complaints: &mut Complaints) -> 
     ) && counts
 }
 
+/// `spec.healthCheckNodePort`, where it means something (behaviour.md 8.1): an API server gives a valid one, or 0.
+pub(super) fn health_check_port(spec: &api::ServiceSpec) -> Option<u16> {
+    let is_meant =
+        spec.type_.as_deref() == Some("LoadBalancer") && spec.external_traffic_policy.as_deref() == Some("Local");
+    let port = spec.health_check_node_port.filter(|_| is_meant)?;
+    u16::try_from(port).ok().filter(|port| *port != 0)
+}
+
 /// Whether an entry of a list isn't blank: API servers let blank ones pass, and they mean nothing.
 fn is_given(text: &str) -> bool {
     !text.trim().is_empty()

@@ -137,6 +137,11 @@ impl Kubernetes {
         Self { tuning, ..self }
     }
 
+    /// The client, for what else is to be asked or told there.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// Lists everything there is, once.
     ///
     /// # Errors
