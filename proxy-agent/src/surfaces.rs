@@ -58,9 +58,9 @@ impl Surfaces {
             Event::Node(_) | Event::ServiceCIDR(_) | Event::Problems { .. } => return,
         }
         let now = Moment::now();
-        Family::ALL
-            .into_iter()
-            .for_each(|family| self.health.queued(family, now));
+        for family in Family::ALL {
+            self.health.queued(family, now);
+        }
     }
 
     /// What has changed is about to be written, if there is anything.
@@ -74,9 +74,9 @@ impl Surfaces {
             self.metrics.complete();
         }
         let now = Moment::now();
-        Family::ALL
-            .into_iter()
-            .for_each(|family| self.health.updated(family, now));
+        for family in Family::ALL {
+            self.health.updated(family, now);
+        }
     }
 
     /// The tables were written, which took this long; with changes of endpoints that were made in the cluster at these times

@@ -57,7 +57,7 @@ const fn ingress(program: &'static str) -> Budget {
     Budget {
         program,
         verified: 84_000,
-        translated: 90_000,
+        translated: 108_000,
     }
 }
 
@@ -65,7 +65,7 @@ const fn egress(program: &'static str) -> Budget {
     Budget {
         program,
         verified: 72_000,
-        translated: 84_000,
+        translated: 100_000,
     }
 }
 

@@ -4,8 +4,11 @@ use std::{str::FromStr, time::Duration};
 
 use proxy_common::layout::{TICK_SHIFT, Timeouts};
 
+/// Finds the timeout of a state.
+type Field = fn(&mut Timeouts) -> &mut u32;
+
 /// Names of the states and where their timeouts are.
-const STATES: [(&str, fn(&mut Timeouts) -> &mut u32); 10] = [
+const STATES: [(&str, Field); 10] = [
     ("tcp-opening", |timeouts| &mut timeouts.tcp_opening),
     ("tcp-answered", |timeouts| &mut timeouts.tcp_answered),
     ("tcp-established", |timeouts| &mut timeouts.tcp_established),

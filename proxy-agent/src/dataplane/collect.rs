@@ -119,7 +119,7 @@ pub(super) struct Collection {
 }
 
 /// The longest time between two rounds.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// The time between two rounds under pressure.
 const SHORTEST_WAIT: Duration = Duration::from_secs(2);
 

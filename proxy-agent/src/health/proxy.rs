@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::model::Family;
 
 /// How long a change may wait to be written: twice kube-proxy's `syncPeriod`, whose default is 30 s.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// How Go writes the time of something that never happened; clients of kube-proxy know it.
 const NEVER: &str = "0001-01-01T00:00:00Z";

@@ -237,12 +237,7 @@ mod tests {
         let memory = Memory::default();
         let mut services = memory.tables().v4.services;
         let mut serve = |port: u16, service: u32, flags: u32, local_count: u32| {
-            let key = ServiceKey {
-                address: [10, 96, 0, 1],
-                port,
-                protocol: 6,
-                ..ServiceKey::default()
-            };
+            let key = ServiceKey::new([10, 96, 0, 1], port, 6);
             let value = ServiceValue {
                 service,
                 flags,

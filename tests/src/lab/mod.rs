@@ -69,6 +69,7 @@ mod cni;
 mod command;
 pub mod example;
 mod fabric;
+mod flood;
 mod interconnect;
 pub mod kube_proxy;
 mod load;
@@ -107,6 +108,7 @@ pub use client::{Answer, Connection, RequestError, UdpClient, request, tcp_reque
 use cni::Attachment;
 use fabric::Fabric;
 pub use fabric::Outside;
+pub use flood::flood;
 pub use kube_proxy::KubeProxy;
 pub use load::{Load, LoadReport};
 pub use namespace::Namespace;

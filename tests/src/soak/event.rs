@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use super::cluster::Cluster;
-use crate::lab::{Agent, AgentOptions, Lab, address};
+use crate::lab::{Agent, AgentOptions, Lab, address, flood};
 
 /// Something that happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,10 @@ pub(super) enum Event {
     Kill,
     /// An agent is killed while it takes in a change, and started again
     KillInChange,
+    /// First packets with false sources, many times what the flow table has room for
+    Flood,
+    /// An agent is asked to end, and started again with a flow table of another size
+    Resize,
 }
 
 impl fmt::Display for Event {
@@ -31,17 +35,21 @@ impl fmt::Display for Event {
             Self::Restart => "restart",
             Self::Kill => "kill",
             Self::KillInChange => "kill in a change",
+            Self::Flood => "flood",
+            Self::Resize => "table of another size",
         })
     }
 }
 
 /// How often each happens, in comparison.
-const WEIGHTS: [(Event, u32); 5] = [
+const WEIGHTS: [(Event, u32); 7] = [
     (Event::Change, 10),
     (Event::Burst, 3),
     (Event::Restart, 1),
     (Event::Kill, 1),
     (Event::KillInChange, 2),
+    (Event::Flood, 1),
+    (Event::Resize, 1),
 ];
 
 impl Event {
@@ -98,9 +106,31 @@ impl Event {
                 agent.kill()?;
                 agents.all_running(lab)
             }
+            Self::Flood => {
+                let targets = cluster.targets_outside(lab);
+                let (protocol, to) = targets[random.usize(..targets.len())];
+                let from = ["client", "outside"][random.usize(..2)];
+                flood(lab.namespace(from), protocol, to, FLOOD)
+            }
+            Self::Resize => {
+                agents.take(random).terminate()?;
+                agents
+                    .options
+                    .arguments
+                    .retain(|argument| !argument.starts_with(SIZE_FLAG));
+                let entries = FLOW_ENTRIES[random.usize(..FLOW_ENTRIES.len())];
+                agents.options.arguments.push(format!("{SIZE_FLAG}{entries}"));
+                agents.all_running(lab)
+            }
         }
     }
 }
+
+/// Sizes of the flow tables, in entries: a flow takes two, a masqueraded one four.
+const FLOW_ENTRIES: [u32; 2] = [8192, 16_384];
+const SIZE_FLAG: &str = "--flow-table-size=";
+/// Packets of a flood: ten times the flows that the smaller table has room for.
+const FLOOD: u16 = 40_960;
 
 /// The agents of all nodes.
 #[derive(Debug)]
@@ -114,7 +144,8 @@ impl Agents {
     pub(super) fn start(lab: &Lab) -> Result<Self> {
         let cidrs = format!("{},{}", address::POD_NETWORK_V4, address::POD_NETWORK_V6);
         let configuration = lab.write_configuration("proxy", &json!({ "clusterCIDR": cidrs }))?;
-        let options = AgentOptions::configured(&configuration);
+        let mut options = AgentOptions::configured(&configuration);
+        options.arguments.push(format!("{SIZE_FLAG}{}", FLOW_ENTRIES[0]));
         Ok(Self {
             running: lab.start_agents_with(&options)?,
             options,

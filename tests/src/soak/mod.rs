@@ -33,6 +33,13 @@ pub struct Options {
     seed: Option<u64>,
 }
 
+impl Options {
+    /// A soak of that many minutes.
+    pub const fn lasting(minutes: u64) -> Self {
+        Self { minutes, seed: None }
+    }
+}
+
 /// Runs it.
 ///
 /// # Errors

@@ -1,5 +1,7 @@
 //! The metrics server: what kube-proxy's users find there, and what this proxy adds.
 
+#![expect(clippy::float_cmp, reason = "whole numbers, told as floating-point ones")]
+
 use std::net::{SocketAddr, TcpListener};
 
 use anyhow::{Context as _, Result, ensure};

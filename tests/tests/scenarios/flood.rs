@@ -1,7 +1,6 @@
 //! A flood of first packets with false sources, ten times what the flow table has room for.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -9,51 +8,20 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_tests::{
-    lab::{AgentOptions, Connection, Family, Lab, Protocol, raw, wait_until},
+    lab::{AgentOptions, Connection, Family, Lab, Protocol, flood, wait_until},
     require_root,
 };
-use socket2::{Domain, Socket, Type};
 
 use super::{PORT, serve};
 
 /// Room in the flow table of one family, in entries; a flow takes two.
 const ENTRIES: u32 = 8192;
-/// Packets of a flood.
-const PACKETS: u32 = 10 * ENTRIES / 2;
+/// Packets of a flood: ten times the flows that there is room for.
+const PACKETS: u16 = 40_960;
 /// Connections that are established before.
 const CONNECTIONS: usize = 20;
 /// How long the collector may take for what a flood has left.
 const RECOVERY: Duration = Duration::from_mins(1);
-
-/// A source that nobody has (RFC 2544, RFC 3849).
-fn source(family: Family, number: u32) -> SocketAddr {
-    let address: IpAddr = match family {
-        Family::V4 => Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(198, 18, 0, 0)) + number).into(),
-        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0xbad, 0, 0, 0, (number >> 16) as u16, number as u16).into(),
-    };
-    SocketAddr::new(address, 1024 + (number % 50_000) as u16)
-}
-
-/// Sends the flood from a namespace, as fast as it goes.
-fn flood(lab: &Lab, from: &str, protocol: Protocol, family: Family, to: SocketAddr) -> Result<()> {
-    let domain = match family {
-        Family::V4 => Domain::IPV4,
-        Family::V6 => Domain::IPV6,
-    };
-    // The headers are the sender's (raw(7)).
-    let socket = lab
-        .namespace(from)
-        .run(|| Socket::new(domain, Type::RAW, Some(socket2::Protocol::from(255))))?;
-    let target = SocketAddr::new(to.ip(), 0).into();
-    for number in 0..PACKETS {
-        let packet = match protocol {
-            Protocol::Tcp => raw::syn(source(family, number), to)?,
-            _ => raw::udp(source(family, number), to, b"flood")?,
-        };
-        socket.send_to(&packet, &target).context("a packet of the flood")?;
-    }
-    Ok(())
-}
 
 /// Entries in the flow tables of a node, and how many flows were given up.
 fn fill(lab: &Lab, node: &str) -> Result<(u64, u64)> {
@@ -100,7 +68,7 @@ fn is_withstood(lab: &Lab) -> Result<()> {
             let over = AtomicBool::new(false);
             let asked = thread::scope(|scope| -> Result<usize> {
                 let flooding = scope.spawn(|| {
-                    let sent = flood(lab, "mallory", protocol, family, to);
+                    let sent = flood(lab.namespace("mallory"), protocol, to, PACKETS);
                     over.store(true, Ordering::Relaxed);
                     sent
                 });

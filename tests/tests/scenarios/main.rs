@@ -29,6 +29,7 @@ mod sctp;
 mod shape;
 mod silence;
 mod size;
+mod soak;
 mod sockets;
 mod takeover;
 mod told;
