@@ -1,15 +1,17 @@
 //! The metrics server: what kube-proxy's users find there, and what this proxy adds.
 
-#![expect(clippy::float_cmp, reason = "whole numbers, told as floating-point ones")]
-
-use std::net::{SocketAddr, TcpListener};
+use std::{
+    net::{SocketAddr, TcpListener},
+    str::FromStr,
+};
 
 use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::jiff::Timestamp;
 use proxy_tests::{
-    lab::{AgentOptions, Lab, PATIENCE, wait_until},
+    lab::{AgentOptions, Family, Lab, PATIENCE, wait_until},
     require_root,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     cluster::{NODE, cluster, expect_answers, lab, web},
@@ -25,13 +27,21 @@ fn page(lab: &Lab, path: &str) -> Result<Page> {
 }
 
 /// The value of a metric, by name and labels as the text has them.
-fn value(text: &str, name: &str) -> Option<f64> {
+fn value<T: FromStr>(text: &str, name: &str) -> Option<T> {
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value?.parse().ok()
 }
 
 fn metric(text: &str, name: &str) -> Result<f64> {
     value(text, name).with_context(|| format!("no {name} in\n{text}"))
+}
+
+fn expect_count(text: &str, name: &str, expected: u64) -> Result<()> {
+    ensure!(
+        value(text, name) == Some(expected),
+        "{name} is not {expected} in\n{text}"
+    );
+    Ok(())
 }
 
 /// behaviour.md 8.7: pages, types and words.
@@ -88,7 +98,7 @@ fn rule_8_8_a_scrape_tells_of_syncs_tables_and_traffic() -> Result<()> {
             |port, protocol| format!(r#"{{namespace="default",service="web",port="{port}",protocol="{protocol}"}}"#);
         for (port, protocol) in [("http", "TCP"), ("dns", "UDP")] {
             let connections = format!("proxy_agent_service_connections_total{}", labels(port, protocol));
-            ensure!(metric(&text, &connections)? == 2.0, "{text}");
+            expect_count(&text, &connections, 2)?;
         }
         for family in ["v4", "v6"] {
             let entries = format!(r#"proxy_agent_table_entries{{table="flows_{family}"}}"#);
@@ -97,8 +107,8 @@ fn rule_8_8_a_scrape_tells_of_syncs_tables_and_traffic() -> Result<()> {
             ensure!(metric(&text, &limit)? >= 131_072.0, "{text}");
         }
         let new_flows = r#"proxy_agent_packets_total{verdict="Rewrite",reason="NewFlow"}"#;
-        ensure!(metric(&text, new_flows)? == 4.0, "{text}");
-        ensure!(metric(&text, "proxy_agent_tables_readable")? == 1.0);
+        expect_count(&text, new_flows, 4)?;
+        expect_count(&text, "proxy_agent_tables_readable", 1)?;
         ensure!(metric(&text, "process_resident_memory_bytes")? > 1e6);
         ensure!(text.contains("kubernetes_build_info{"), "{text}");
         for family in ["IPv4", "IPv6"] {
@@ -109,18 +119,26 @@ fn rule_8_8_a_scrape_tells_of_syncs_tables_and_traffic() -> Result<()> {
             ensure!(last >= queued, "last {last}, queued {queued}");
         }
         let changes = "kubeproxy_sync_proxy_rules_endpoint_changes";
-        ensure!(
-            metric(&text, &format!("{changes}_total"))? == 2.0,
-            "a slice of each family: {text}"
-        );
-        ensure!(metric(&text, &format!("{changes}_pending"))? == 0.0);
+        expect_count(&text, &format!("{changes}_total"), 2)?;
+        expect_count(&text, &format!("{changes}_pending"), 0)?;
 
         // What is told follows what happens.
         cluster.apply(&web(lab, &["web-2"]))?;
         cluster.wait_for_plan()?;
         wait_until("the changes are counted", PATIENCE, || {
             let text = page(lab, "/metrics").ok()?.body;
-            (value(&text, &format!("{changes}_total")) == Some(4.0)).then_some(())
+            (value(&text, &format!("{changes}_total")) == Some(4)).then_some(())
+        })?;
+
+        // As the controller writes it: with the time of the change that it is for (behaviour.md 9.8).
+        let mut slice = serde_json::to_value(web(lab, &["web-1", "web-2"]).slice(Family::V4))?;
+        let annotation = "endpoints.kubernetes.io/last-change-trigger-time";
+        slice["metadata"]["annotations"] = json!({annotation: Timestamp::now().to_string()});
+        cluster.server.apply(slice);
+        let observed = r#"kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"}"#;
+        wait_until("its latency is told", PATIENCE, || {
+            let text = page(lab, "/metrics").ok()?.body;
+            (value(&text, observed) == Some(1)).then_some(())
         })
     })
 }
@@ -141,10 +159,7 @@ fn traffic_by_service_port_can_be_left_out() -> Result<()> {
         let _agent = lab.start_agent_with(NODE, options)?;
         let text = get(lab.node(NODE).namespace(), address.parse()?, "/metrics")?.body;
         ensure!(!text.contains("proxy_agent_service_"), "{text}");
-        ensure!(
-            metric(&text, r#"proxy_agent_table_entries{table="service_names"}"#)? == 2.0,
-            "{text}"
-        );
+        expect_count(&text, r#"proxy_agent_table_entries{table="service_names"}"#, 2)?;
         Ok(())
     })
 }
