@@ -32,8 +32,8 @@ const BUDGETS: [Budget; 13] = [
     egress("egress_l3"),
     Budget {
         program: test_run::FORWARD,
-        verified: 80_000,
-        translated: 60_000,
+        verified: 100_000,
+        translated: 90_000,
     },
     socket("connect4", 7_800, 8_600),
     socket("connect6", 20_100, 24_500),

@@ -412,13 +412,17 @@ mod tests {
     #[test]
     fn flows_go_when_the_time_of_their_state_is_over() {
         let seen = history::SEEN;
+        let (confirmed, lasting) = (seen | history::CONFIRMED, seen | history::LASTING);
         let timeouts = Timeouts::DEFAULT;
         for (protocol, history, timeout) in [
             (6, (seen, 0), timeouts.tcp_opening),
-            (6, (seen, seen), timeouts.tcp_established),
-            (6, (seen | history::RST, seen), timeouts.tcp_closing),
+            (6, (seen, seen), timeouts.tcp_answered),
+            (6, (confirmed, seen), timeouts.tcp_established),
+            (6, (confirmed | history::FIN, seen), timeouts.tcp_half_closed),
+            (6, (confirmed | history::RST, seen), timeouts.tcp_closing),
             (17, (seen, 0), timeouts.udp_opening),
-            (17, (seen, seen), timeouts.udp_established),
+            (17, (seen, seen), timeouts.udp_opening),
+            (17, (lasting, seen), timeouts.udp_established),
         ] {
             let memory = Memory::default();
             insert(&memory, protocol, (1000, 1000), history);

@@ -371,7 +371,7 @@ fn reading_commands_need_no_agent() {
     );
     assert_eq!(
         status["tables"][0],
-        serde_json::json!({"name": "services_v4", "entries": 2, "max_entries": 65_536})
+        serde_json::json!({"name": "services_v4", "entries": 2, "max_entries": 65_536, "evicts": false})
     );
     for command in ["services", "flows", "status"] {
         let output = run(&[command]);

@@ -16,6 +16,7 @@ use nix::{
 };
 use proxy_agent::dataplane::{
     self, Dataplane, Method, Options,
+    cgroup::Mode,
     edge::{Edge, EdgePolicy, edges},
     network::NetworkWatch,
     pin::PinDirectory,
@@ -72,6 +73,8 @@ impl Sandbox {
     /// Flow tables are preallocated: small ones are made sooner.
     pub(crate) fn options(&self) -> Options {
         let mut options = Options::new(self.pin());
+        // Their hooks are those of the whole machine, which the lab has cgroups of its own for.
+        options.sockets.mode = Mode::Off;
         for table in ["flows_v4", "flows_v6"] {
             options.table_sizes.insert(table.to_owned(), 1024);
         }

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use proxy_tests::{
     api_server::{Request, Resource, Verb},
+    lab::{PATIENCE, wait_until},
     require_root,
 };
 use serde::Deserialize as _;
@@ -76,7 +77,13 @@ fn the_role_grants_what_the_agent_asks_for_and_nothing_more() -> Result<()> {
         });
         cluster.server.wait_for_watches(Resource::ALL.len());
         let requests = cluster.server.requests();
-        assert_eq!(requests.iter().map(asked_for).collect::<BTreeSet<_>>(), granted()?);
+        let mut asked: BTreeSet<_> = requests.iter().map(asked_for).collect();
+        wait_until("it tells that it has started", PATIENCE, || {
+            (!cluster.server.events().is_empty()).then_some(())
+        })?;
+        let event = ["events.k8s.io", "events", "create"].map(str::to_owned);
+        asked.insert(event.into());
+        assert_eq!(asked, granted()?);
         for request in requests.iter().filter(|request| request.resource == Resource::Nodes) {
             assert_eq!(
                 request.fields,

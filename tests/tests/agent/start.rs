@@ -106,41 +106,6 @@ fn a_missing_permission_is_named() -> Result<()> {
 }
 
 #[test]
-fn a_pinned_map_of_another_shape_is_left_alone() -> Result<()> {
-    require_root!();
-    lab(|lab| {
-        let arguments = Arguments::of(lab);
-        lab.start_agent(NODE)?.kill()?;
-        let table = lab.pinned_table(NODE, "service_names")?;
-        fs::remove_file(&table)?;
-        let path = table.display().to_string();
-        lab.node(NODE).namespace().tool(
-            "bpftool",
-            &[
-                "map", "create", &path, "type", "hash", "key", "4", "value", "8", "entries", "16", "name", "foreign",
-            ],
-            "",
-        )?;
-        let said = refusal(lab, &[], &arguments.words())?;
-        expect(
-            &said,
-            &[
-                &path,
-                "service_names",
-                "key 4 bytes, value 8 bytes",
-                "needed is",
-                "proxy-agent cleanup",
-            ],
-        )?;
-        let map = lab
-            .node(NODE)
-            .namespace()
-            .tool("bpftool", &["map", "show", "pinned", &path], "")?;
-        expect(&map, &["foreign", "key 4B", "value 8B"])
-    })
-}
-
-#[test]
 fn an_unusable_configuration_is_refused() -> Result<()> {
     require_root!();
     lab(|lab| {

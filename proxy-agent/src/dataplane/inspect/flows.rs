@@ -4,7 +4,7 @@ use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use proxy_common::{
     datapath::flow::{State, masquerade_key, twin_key, twin_value},
-    layout::{FlowKey, FlowValue, TICK_SHIFT, flow_flags},
+    layout::{FlowKey, FlowValue, TICK_SHIFT, flow_flags, history},
 };
 use serde::Serialize;
 
@@ -69,7 +69,11 @@ fn family<A: Address>(
             rows.push(row(key, value, &halves, names, now));
         } else if !halves.contains_key(&twin_key(key, value)) {
             // The client's half was lost; the reply's knows it, too.
-            rows.push(row(&twin_key(key, value), &twin_value(key, value), &halves, names, now));
+            let lost = FlowValue {
+                history: history::SEEN | history::CONFIRMED,
+                ..twin_value(key, value)
+            };
+            rows.push(row(&twin_key(key, value), &lost, &halves, names, now));
         }
     }
     Ok(())
@@ -110,7 +114,7 @@ fn row<A: Address>(
 
 #[cfg(test)]
 mod tests {
-    use proxy_common::layout::{EGRESS, INGRESS, history};
+    use proxy_common::layout::{EGRESS, INGRESS};
 
     use super::*;
     use crate::dataplane::{memory::Memory, service_name, table::Table as _};
@@ -145,12 +149,12 @@ mod tests {
             other_port: CLIENT.1,
             service: 3,
             last_seen: 1000,
-            history: history::SEEN,
+            history: history::SEEN | history::CONFIRMED,
             flags: flow_flags::MASQUERADED,
             ..FlowValue::default()
         };
         let reply = FlowValue {
-            history: history::SEEN,
+            history: history::SEEN | history::CONFIRMED,
             ..twin_value(&key, &value)
         };
         table.insert(&twin_key(&key, &value), &reply).expect("room");

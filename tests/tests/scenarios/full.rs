@@ -1,0 +1,120 @@
+//! Tables that are full: it is said which and how large, what was programmed stays, and what found no room gets it when there is
+//! some.
+
+use std::{fs, net::SocketAddr};
+
+use anyhow::{Result, ensure};
+use proxy_tests::{
+    lab::{Agent, AgentOptions, Builder, Family, Lab, PATIENCE, Protocol, Service, UdpClient, wait_until},
+    require_root,
+};
+
+use super::{PORT, outside, serve};
+
+fn cluster() -> Builder {
+    Lab::builder().node("node-a", &["client", "web-1", "web-2", "web-3"])
+}
+
+fn start(lab: &Lab, sizes: &[&str]) -> Result<Agent> {
+    let arguments = sizes.iter().flat_map(|size| ["--table-size", size]);
+    let options = AgentOptions {
+        arguments: arguments.map(str::to_owned).collect(),
+        ..AgentOptions::default()
+    };
+    lab.start_agent_with("node-a", options)
+}
+
+/// Waits until the agent has told something, and gives the line.
+fn told(lab: &Lab, what: &str) -> Result<String> {
+    wait_until(&format!("the agent tells {what:?}"), PATIENCE, || {
+        let log = fs::read_to_string(lab.agent_log("node-a")).ok()?;
+        log.lines().find(|line| line.contains(what)).map(str::to_owned)
+    })
+}
+
+fn frontends(service: &Service) -> Vec<(Protocol, SocketAddr)> {
+    let both = |protocol| Family::ALL.map(|family| (protocol, service.frontend(family, PORT)));
+    Protocol::ALL.into_iter().flat_map(both).collect()
+}
+
+fn is_served(lab: &Lab, service: &Service) -> Result<()> {
+    for (protocol, to) in frontends(service) {
+        lab.request("client", protocol, to)?;
+    }
+    Ok(())
+}
+
+/// A Service that finds no room waits, and comes into its own when another goes.
+fn waits_for_room(lab: &Lab, sizes: &[&str], table: &str) -> Result<()> {
+    let first = serve(lab, "first", 1, &["web-1"])?;
+    let mut agent = start(lab, sizes)?;
+    // Those that wait are not in the tables, as the plan says that they should be.
+    let second = serve(lab, "second", 2, &["web-1", "web-2", "web-3"])?;
+    let line = told(lab, &format!("table {table} is full: it has room for"))?;
+    ensure!(line.contains("default/second"), "the Service is named: {line}");
+    is_served(lab, &first)?;
+    ensure!(agent.ended()?.is_none(), "the agent goes on");
+
+    lab.delete(&first)?;
+    lab.wait_for_service("node-a", &second)?;
+    is_served(lab, &second)?;
+    let line = told(lab, "no longer: ")?;
+    ensure!(line.contains("default/second"), "{line}");
+    Ok(())
+}
+
+/// A frontend each for TCP and UDP, and the one for unknown ports: room for one Service, not for two.
+#[test]
+fn a_full_table_of_frontends_is_told_and_recovers() -> Result<()> {
+    require_root!();
+    cluster().run(|lab| waits_for_room(lab, &["services=5"], "services_v4"))
+}
+
+/// Two sets of endpoints of one, and then of three.
+#[test]
+fn a_full_table_of_endpoints_is_told_and_recovers() -> Result<()> {
+    require_root!();
+    cluster().run(|lab| waits_for_room(lab, &["slots=7"], "slots_v4"))
+}
+
+/// A name for each service port.
+#[test]
+fn a_full_table_of_names_is_told_and_recovers() -> Result<()> {
+    require_root!();
+    cluster().run(|lab| waits_for_room(lab, &["service_names=3"], "service_names"))
+}
+
+/// A flow table that holds nothing but established flows lets no more in, breaks none of them, and says so; a flow that ends
+/// makes room.
+#[test]
+fn a_full_table_of_flows_is_told_and_recovers() -> Result<()> {
+    require_root!();
+    const ROOM: usize = 512;
+    cluster().run(|lab| {
+        let service = serve(lab, "web", 1, &["web-1"])?;
+        let to = service.frontend(Family::V4, PORT);
+        let _agent = start(lab, &["flows=1024"])?;
+        let mut open = Vec::new();
+        lab.namespace("client").run(|| -> Result<()> {
+            for _ in 0..ROOM {
+                let mut connection = proxy_tests::lab::Connection::open(to)?;
+                connection.ask()?;
+                open.push(connection);
+            }
+            Ok(())
+        })?;
+        ensure!(lab.udp_request("client", to).is_err(), "there is room for no more");
+        told(lab, "flows_v4")?;
+        for connection in &mut open {
+            connection.ask()?;
+        }
+        // Half of them end.
+        open.truncate(ROOM / 2);
+        lab.udp_request("client", to)?;
+        lab.tcp_request("client", to)?;
+        for connection in &mut open {
+            connection.ask()?;
+        }
+        Ok(())
+    })
+}
