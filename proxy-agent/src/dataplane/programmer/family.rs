@@ -127,9 +127,13 @@ impl<A: Address> Family<A> {
         self.installed.get(key)?.owner
     }
 
-    /// Whether a service port has frontends.
+    /// Whether a service port has frontends, be it only until another has taken them.
     pub(super) fn has_frontends(&self, service: u32) -> bool {
-        self.owned.contains_key(&service)
+        let is_its = |key: &ServiceKey<A>| {
+            let installed = self.installed.get(key);
+            installed.is_some_and(|installed| installed.owner.is_none() && installed.value.service == service)
+        };
+        self.owned.contains_key(&service) || self.released.iter().any(is_its)
     }
 
     /// A service port gives up its frontends, except those in `keep`.
@@ -218,23 +222,47 @@ impl<A: Address> Family<A> {
         Ok(())
     }
 
-    /// Removes the frontends that were given up and that nobody has taken.
-    pub(super) fn remove_released(&mut self, frontend_filter: &mut Filter, now: Duration) -> Result<(), TableError> {
-        while let Some(key) = self.released.last().copied() {
-            if let Some(installed) = self.installed.get(&key).filter(|installed| installed.owner.is_none()) {
-                self.services.remove(&key)?;
-                let value = installed.value;
-                for (set, _) in references_of(&value) {
-                    self.sets.release(set);
-                }
-                self.count_cluster_address(&key, Some(&value), None);
-                if let Some(address) = virtual_address(&key) {
-                    frontend_filter.release(&address, now);
-                }
-                self.installed.remove(&key);
+    /// Removes the frontends that were given up and that nobody has taken; those that are `awaited` stay as they are until
+    /// then.
+    pub(super) fn remove_released(
+        &mut self,
+        awaited: &HashSet<ServiceKey<A>>,
+        frontend_filter: &mut Filter,
+        now: Duration,
+    ) -> Result<(), TableError> {
+        let mut left = std::mem::take(&mut self.released);
+        let mut removed = Ok(());
+        left.retain(|key| {
+            let is_free = self
+                .installed
+                .get(key)
+                .is_some_and(|installed| installed.owner.is_none());
+            if !is_free {
+                return false;
             }
-            self.released.pop();
+            if removed.is_err() || awaited.contains(key) {
+                return true;
+            }
+            removed = self.remove(key, frontend_filter, now);
+            removed.is_err()
+        });
+        self.released = left;
+        removed
+    }
+
+    fn remove(&mut self, key: &ServiceKey<A>, frontend_filter: &mut Filter, now: Duration) -> Result<(), TableError> {
+        let Some(value) = self.installed.get(key).map(|installed| installed.value) else {
+            return Ok(());
+        };
+        self.services.remove(key)?;
+        for (set, _) in references_of(&value) {
+            self.sets.release(set);
         }
+        self.count_cluster_address(key, Some(&value), None);
+        if let Some(address) = virtual_address(key) {
+            frontend_filter.release(&address, now);
+        }
+        self.installed.remove(key);
         Ok(())
     }
 

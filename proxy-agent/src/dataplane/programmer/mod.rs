@@ -19,7 +19,7 @@ mod sources;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fmt::Display,
     net::{IpAddr, SocketAddr},
     time::Duration,
@@ -71,6 +71,8 @@ pub struct Programmer {
     changed_serving: Serving,
     /// The only ranges that are to be let in, by id of service ports of which others may still be
     sources_to_keep: BTreeMap<u32, Vec<IpNet>>,
+    /// Ids of service ports that are to go when the last of their frontends has
+    unwanted: BTreeSet<u32>,
     /// What went wrong with no Service in particular
     table_problems: Vec<Problem>,
     /// Nothing but a lack of room went wrong with no Service in particular
@@ -112,6 +114,7 @@ impl Programmer {
             serving: Serving::new(),
             changed_serving: Serving::new(),
             sources_to_keep: BTreeMap::new(),
+            unwanted: BTreeSet::new(),
             table_problems: Vec::new(),
             is_writable: true,
             complete: false,
@@ -296,10 +299,16 @@ impl Programmer {
                 self.waiting.insert(object.clone(), Waiting { frontends, problems });
             }
         }
+        // What one Service gives up and another has no room to take yet stays with the first until then.
+        let awaited = || self.waiting.values().flat_map(|waiting| &waiting.frontends);
+        let (awaited_v4, awaited_v6) = (
+            keys(awaited(), AddressFamily::V4, Family::<[u8; 4]>::key),
+            keys(awaited(), AddressFamily::V6, Family::<[u8; 16]>::key),
+        );
         let filter = &mut self.frontend_filter;
         let settled = [
-            self.v4.remove_released(filter, now),
-            self.v6.remove_released(filter, now),
+            self.v4.remove_released(&awaited_v4, filter, now),
+            self.v6.remove_released(&awaited_v6, filter, now),
             self.v4.settle_wildcards(filter, now),
             self.v6.settle_wildcards(filter, now),
             self.v4.retire_idle(now),
@@ -315,12 +324,20 @@ impl Programmer {
             .collect();
         for (object, frontends) in work {
             for (port, id) in self.names.of_object(object) {
-                let wanted = frontends.iter().any(|frontend| frontend.service_port == port);
-                if !wanted && !self.v4.has_frontends(id) && !self.v6.has_frontends(id) {
-                    self.names.retire(id, now);
-                    self.serving.remove(&id);
+                if frontends.iter().any(|frontend| frontend.service_port == port) {
+                    self.unwanted.remove(&id);
+                } else {
+                    self.unwanted.insert(id);
                 }
             }
+        }
+        let (v4, v6) = (&self.v4, &self.v6);
+        for id in self
+            .unwanted
+            .extract_if(.., |id| !v4.has_frontends(*id) && !v6.has_frontends(*id))
+        {
+            self.names.retire(id, now);
+            self.serving.remove(&id);
         }
     }
 
