@@ -3,7 +3,10 @@
 mod tally;
 
 use std::{
+    env,
+    ffi::OsString,
     io::{BufRead as _, BufReader},
+    num::NonZero,
     path::Path,
     process::{Command, ExitCode, Stdio},
     thread,
@@ -114,6 +117,14 @@ fn check(name: &str, command: &mut Command, installed: bool, advice: &str, tally
     }
 }
 
+/// How many tests run at once: half of a lab's time is waiting, for the kernel and for deadlines.
+fn test_threads() -> OsString {
+    env::var_os("RUST_TEST_THREADS").unwrap_or_else(|| {
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        (2 * cores).to_string().into()
+    })
+}
+
 /// Runs `cargo test` and counts what it says.
 fn run_tests(agent: &Path, tally: &mut Tally) -> Result<()> {
     process::step("cargo test");
@@ -122,6 +133,7 @@ fn run_tests(agent: &Path, tally: &mut Tally) -> Result<()> {
         .args(["test", "--workspace", "--no-fail-fast"])
         .current_dir(workspace::root())
         .env("PROXY_AGENT", agent)
+        .env("RUST_TEST_THREADS", test_threads())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
