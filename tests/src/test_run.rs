@@ -64,6 +64,7 @@ pub const TRANSMIT_ELSEWHERE: i32 = 4;
 pub struct Kernel {
     ebpf: Ebpf,
     tables: Tables,
+    pin: PinDirectory,
     _bpffs: Bpffs,
 }
 
@@ -151,8 +152,17 @@ impl Kernel {
         Ok(Self {
             ebpf,
             tables: kernel::open(&pin)?,
+            pin,
             _bpffs: bpffs,
         })
+    }
+
+    /// The tables once more, for who needs them for himself.
+    ///
+    /// # Errors
+    /// If they can't be opened.
+    pub fn reopen(&self) -> Result<Tables> {
+        kernel::open(&self.pin)
     }
 
     /// Loads [`SOCKET_PROGRAMS`] as well.

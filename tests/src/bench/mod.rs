@@ -1,6 +1,7 @@
 //! Benchmarks: what a Service costs, beside no Service and beside kube-proxy's rules. Never part of a test: times are of a
 //! machine and a moment, so everything is compared within one run.
 
+mod collector;
 mod comparison;
 mod iptables;
 mod manifests;
@@ -27,6 +28,8 @@ enum Part {
     Programs,
     /// Requests from pod to pod, beside kube-proxy's rules
     Traffic,
+    /// CPU time of the collector of old flows
+    Collector,
     /// Packets a second from outside to a pod on another node, by XDP, by tc and by kube-proxy's rules
     NodePort,
 }
@@ -37,7 +40,7 @@ pub struct Options {
     /// What to measure [default: everything]
     #[arg(value_enum)]
     part: Option<Part>,
-    /// Programs: flows in the table; 2, or powers of ten
+    /// Programs, Collector: flows in the table; 2, or powers of ten
     #[arg(long, value_delimiter = ',', default_values_t = [2, 1_000, 1_000_000])]
     flows: Vec<u32>,
     /// Traffic: numbers of Services
@@ -72,6 +75,9 @@ pub fn run(options: &Options) -> Result<()> {
     let is_asked = |part| options.part.is_none_or(|asked| asked == part);
     if is_asked(Part::Programs) {
         programs::run(&options.flows, &machine, &directory)?;
+    }
+    if is_asked(Part::Collector) {
+        collector::run(&options.flows, &machine, &directory)?;
     }
     if is_asked(Part::Traffic) {
         comparison::run(options, &machine, &directory)?;
