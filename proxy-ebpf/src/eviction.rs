@@ -19,20 +19,20 @@ pub unsafe fn next(counter: *mut u64) -> u64 {
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(counter, 1) }
 }
 
-/// Defines the function for a family: 1 if it has made room, else 0.
-macro_rules! make_room {
+/// Defines the function for a family: 1 if it has given a flow up, else 0.
+macro_rules! evict_oldest {
     ($name:ident, $family:ident, $victim:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $name() -> u32 {
             match maps::$victim.get_ptr_mut(0) {
                 // SAFETY: this CPU's own slot; programs at one hook do not preempt each other.
-                Some(victim) => datapath::make_room(&Maps($family), unsafe { &mut *victim }).into(),
+                Some(victim) => datapath::evict_oldest(&Maps($family), unsafe { &mut *victim }).into(),
                 None => 0,
             }
         }
     };
 }
 
-make_room!(make_room_v4, V4, VICTIM_V4);
-make_room!(make_room_v6, V6, VICTIM_V6);
+evict_oldest!(evict_oldest_v4, V4, VICTIM_V4);
+evict_oldest!(evict_oldest_v6, V6, VICTIM_V6);

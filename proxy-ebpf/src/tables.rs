@@ -86,7 +86,7 @@ fn increment(counter: *mut u64) {
 macro_rules! tables {
     ($family:ty, $address:ty, $addresses:ident, $sources:ident, $services:ident, $slots:ident,
      $affinity:ident, $members:ident, $flows:ident, $openings:ident, $opening_ends:ident, $openings_mask:ident,
-     $make_room:ident, $previous:ident, $fragments:ident, $scratch:ident,
+     $evict_oldest:ident, $previous:ident, $fragments:ident, $scratch:ident,
      $sockets:ident) => {
         impl SocketTables<$address> for Maps<$family> {
             #[inline(always)]
@@ -264,8 +264,8 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn make_room(&self) -> bool {
-                eviction::$make_room() != 0
+            fn evict_oldest(&self) -> bool {
+                eviction::$evict_oldest() != 0
             }
 
             #[inline(always)]
@@ -402,7 +402,7 @@ tables!(
     OPENINGS_V4,
     OPENING_ENDS_V4,
     openings_mask_v4,
-    make_room_v4,
+    evict_oldest_v4,
     PREVIOUS_V4,
     FRAGMENTS_V4,
     SCRATCH_V4,
@@ -421,7 +421,7 @@ tables!(
     OPENINGS_V6,
     OPENING_ENDS_V6,
     openings_mask_v6,
-    make_room_v6,
+    evict_oldest_v6,
     PREVIOUS_V6,
     FRAGMENTS_V6,
     SCRATCH_V6,

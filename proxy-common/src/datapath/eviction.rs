@@ -5,10 +5,9 @@
 use super::{FlowHandle as _, Reason, Tables, flow};
 use crate::layout::{AddressBytes, FlowKey, FlowValue, INGRESS, flow_flags};
 
-/// How many openings are looked at for one that may be given up. Each is looked at once, so the work is bounded by that of
+/// How many openings are looked at for some that may be given up. Each is looked at once, so the work is bounded by that of
 /// opening flows.
-const LOOKS: u32 = 4;
-
+const LOOKS: u32 = 16;
 /// What eviction works on: there is too little stack for it in the kernel.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,19 +26,30 @@ pub struct Victim<A> {
     masquerade: FlowKey<A>,
 }
 
-/// Gives up one flow, if one of the oldest openings is expendable ([`flow::State::is_expendable`]).
-#[inline(always)]
-pub fn make_room<A: AddressBytes, T: Tables<A>>(tables: &T, victim: &mut Victim<A>) -> bool {
+/// Gives up so many `flows`, or as many as there are among the oldest openings that are expendable
+/// ([`flow::State::is_expendable`]): whether there is room now.
+#[inline(never)]
+pub(super) fn make_room<A: AddressBytes, T: Tables<A>>(tables: &T, flows: u32) -> bool {
+    let mut evicted = 0;
     for _ in 0..LOOKS {
-        if !tables.pop_opening(&mut victim.key) {
-            return false;
+        if tables.evict_oldest() {
+            evicted += 1;
         }
-        if evict(tables, victim) {
-            tables.count(Reason::FlowEvicted, 0);
-            return true;
+        if evicted == flows {
+            break;
         }
     }
-    false
+    evicted > 0
+}
+
+/// Looks at the oldest opening that nobody has looked at, and gives its flow up if it is expendable; whether it did.
+#[inline(always)]
+pub fn evict_oldest<A: AddressBytes, T: Tables<A>>(tables: &T, victim: &mut Victim<A>) -> bool {
+    let evicted = tables.pop_opening(&mut victim.key) && evict(tables, victim);
+    if evicted {
+        tables.count(Reason::FlowEvicted, 0);
+    }
+    evicted
 }
 
 /// Removes every entry of the flow whose client's half has the key of `victim`, if it is expendable.

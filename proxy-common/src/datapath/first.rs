@@ -1,7 +1,9 @@
 //! The first packet of a flow: choosing an endpoint and writing the flow's entries.
 
 use super::{
-    Environment, InsertMode, Reason, Scratch, Tables, flow, frontend, masquerade,
+    Environment, InsertMode, Reason, Scratch, Tables,
+    eviction::make_room,
+    flow, frontend, masquerade,
     reserve::reserve_twin,
     select::{self, Choice},
 };
@@ -63,8 +65,8 @@ pub(super) fn open<A: AddressBytes, T: Tables<A>, E: Environment>(
     Ok(())
 }
 
-/// What [`open`] has failed for; or what comes of another attempt, if the table was full and there is room now: that of one
-/// flow, and two may be needed, for this may be masqueraded and they not. (A function of its own, as frames on the kernel's stack add up.)
+/// What [`open`] has failed for; or what comes of another attempt, if the table was full and there is room now. (A function of its
+/// own, as frames on the kernel's stack add up.)
 #[inline(never)]
 pub(super) fn open_again<A: AddressBytes, T: Tables<A>, E: Environment>(
     tables: &T,
@@ -72,7 +74,13 @@ pub(super) fn open_again<A: AddressBytes, T: Tables<A>, E: Environment>(
     scratch: &mut Scratch<A>,
     reason: Reason,
 ) -> Result<(), Reason> {
-    if reason == Reason::FlowTableFull && tables.make_room() {
+    // A masqueraded flow takes four entries, and an old one may give two.
+    let flows = if scratch.value.flags & flow_flags::MASQUERADED != 0 {
+        2
+    } else {
+        1
+    };
+    if reason == Reason::FlowTableFull && make_room(tables, flows) {
         open(tables, environment, scratch)
     } else {
         Err(reason)

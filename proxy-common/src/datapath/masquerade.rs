@@ -3,7 +3,9 @@
 //! The first packet's ingress asks for it with an unresolved entry, because only the egress hook knows the device, and
 //! with it the address.
 
-use super::{Environment, InsertError, InsertMode, Reason, Scratch, Tables, flow, reserve::reserve_twin};
+use super::{
+    Environment, InsertError, InsertMode, Reason, Scratch, Tables, eviction::make_room, flow, reserve::reserve_twin,
+};
 use crate::{
     layout::{AddressBytes, FlowKey, FlowValue, flow_flags},
     packet::Family,
@@ -72,7 +74,7 @@ pub(super) fn resolve<F: Family, T: Tables<F::Address>, E: Environment>(
     scratch.value.flags = flow_flags::MASQUERADE | scratch.value.flags & flow_flags::EXPRESS;
     match reserve_twin(tables, environment, scratch) {
         // The flow may itself be what was given up.
-        Err(Reason::FlowTableFull) if tables.make_room() && tables.flow(&scratch.key).is_some() => {
+        Err(Reason::FlowTableFull) if make_room(tables, 1) && tables.flow(&scratch.key).is_some() => {
             reserve_twin(tables, environment, scratch)?;
         }
         reserved => reserved?,

@@ -1,6 +1,6 @@
 //! What the datapath needs of the world: tables, clock, chance.
 
-use super::{Claim, Reason, Victim, choose, claim, icmp_error, judge_host_packet, make_room, reject, send_held};
+use super::{Claim, Reason, Victim, choose, claim, evict_oldest, icmp_error, judge_host_packet, reject, send_held};
 use crate::layout::{
     AddressBytes, AffinityKey, AffinityValue, Backend, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment,
     HeldKey, INGRESS, Member, MemberKey, ServiceKey, ServiceValue, SlotKey, TICK_SHIFT, Timeouts,
@@ -145,14 +145,14 @@ pub trait Tables<A: AddressBytes> {
     fn push_opening(&self, key: &FlowKey<A>);
     /// Takes the oldest opening that nobody has looked at yet, if it is still known; whether there was one.
     fn pop_opening(&self, key: &mut FlowKey<A>) -> bool;
-    /// [`super::make_room`](fn@super::make_room). The kernel's has it behind a call of a function of its own, so that the
+    /// [`super::evict_oldest`](fn@super::evict_oldest). The kernel's has it behind a call of a function of its own, so that the
     /// verifier goes through it once and not with every insert.
     #[inline(always)]
-    fn make_room(&self) -> bool
+    fn evict_oldest(&self) -> bool
     where
         Self: Sized,
     {
-        make_room(self, &mut Victim::default())
+        evict_oldest(self, &mut Victim::default())
     }
     /// Lends memory, with whatever was left in it. Must not be nested.
     fn with_scratch(&self, with: impl FnOnce(&mut Scratch<A>) -> Reason) -> Reason;
