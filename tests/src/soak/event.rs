@@ -21,7 +21,7 @@ pub(super) enum Event {
     Kill,
     /// An agent is killed while it takes in a change, and started again
     KillInChange,
-    /// First packets with false sources, many times what the flow table has room for
+    /// First packets with false sources
     Flood,
     /// An agent is asked to end, and started again with a flow table of another size
     Resize,
@@ -126,10 +126,11 @@ impl Event {
     }
 }
 
-/// Sizes of the flow tables, in entries: a flow takes two, a masqueraded one four.
-const FLOW_ENTRIES: [u32; 2] = [8192, 16_384];
+/// Sizes of the flow tables, in entries: a flow takes two, a masqueraded one four. A flood takes most of the smaller one; what
+/// becomes of one that it fills many times over is the scenarios' (`flood`): datagrams may then be given up before their answer.
+const FLOW_ENTRIES: [u32; 2] = [131_072, 262_144];
 const SIZE_FLAG: &str = "--flow-table-size=";
-/// Packets of a flood: ten times the flows that the smaller table has room for.
+/// Packets of a flood.
 const FLOOD: u16 = 40_960;
 
 /// The agents of all nodes.
