@@ -13,6 +13,7 @@ mod endpoint;
 mod flood;
 mod forwarding;
 mod fragment;
+mod full;
 mod generation;
 mod host;
 mod ingress;
