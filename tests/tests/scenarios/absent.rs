@@ -21,7 +21,7 @@ fn fill(lab: &Lab, node: &str) -> Result<BTreeMap<String, u64>> {
     let tables = status["tables"].as_array().context("status has tables")?;
     let entry = |table: &serde_json::Value| {
         let name = table["name"].as_str()?;
-        let of_services = ["services_", "slots_", "service_names"];
+        let of_services = ["services_v", "slots_v", "service_names"];
         let counted = of_services.iter().any(|start| name.starts_with(start));
         counted.then(|| Some((name.to_owned(), table["entries"].as_u64()?)))?
     };
