@@ -15,6 +15,8 @@ const PORT: u16 = 80;
 const NODE_PORT: u16 = 30_000;
 /// Backends of each node; the first of each never leaves, so that long connections have somewhere to stay.
 const BACKENDS: [(&str, &[&str]); 2] = [("node-a", &["a-1", "a-2", "a-3"]), ("node-b", &["b-1", "b-2", "b-3"])];
+/// Where floods go: datagrams that a flood crowds out of a server's socket are not the proxy's.
+const SINK: &str = "sink";
 /// Services that nobody uses, which come and go.
 const STRANGERS: u8 = 40;
 
@@ -22,7 +24,7 @@ const STRANGERS: u8 = 40;
 pub(super) fn describe() -> Builder {
     Lab::builder()
         .node("node-a", &["client", "a-1", "a-2", "a-3"])
-        .node("node-b", &["far-client", "b-1", "b-2", "b-3"])
+        .node("node-b", &["far-client", "b-1", "b-2", "b-3", SINK])
         .outside()
 }
 
@@ -46,14 +48,7 @@ struct Subject {
 
 impl Subject {
     fn new(lab: &Lab, name: &str, number: u8, change: impl FnOnce(Service) -> Service) -> Self {
-        let node_port = NODE_PORT + u16::from(number);
-        let service = Service::new("soak", name, address::cluster(number))
-            .port("tcp", Protocol::Tcp, PORT, BACKEND_PORT)
-            .port("udp", Protocol::Udp, PORT, BACKEND_PORT)
-            .node_port("tcp", node_port)
-            .node_port("udp", node_port)
-            .external(address::external(number))
-            .balancer(address::balancer(number), None);
+        let service = service(name, number);
         let backends: Vec<&str> = BACKENDS.iter().flat_map(|(_, names)| *names).copied().collect();
         let pods: Vec<_> = backends.iter().map(|name| lab.pod(name)).collect();
         Self {
@@ -88,10 +83,23 @@ impl Subject {
     }
 }
 
+/// A Service with a frontend of every kind.
+fn service(name: &str, number: u8) -> Service {
+    let node_port = NODE_PORT + u16::from(number);
+    Service::new("soak", name, address::cluster(number))
+        .port("tcp", Protocol::Tcp, PORT, BACKEND_PORT)
+        .port("udp", Protocol::Udp, PORT, BACKEND_PORT)
+        .node_port("tcp", node_port)
+        .node_port("udp", node_port)
+        .external(address::external(number))
+        .balancer(address::balancer(number), None)
+}
+
 /// All Services.
 #[derive(Debug)]
 pub(super) struct Cluster {
     subjects: Vec<Subject>,
+    sink: Service,
     strangers: Vec<u8>,
 }
 
@@ -115,9 +123,13 @@ impl Cluster {
             }
             lab.apply(&subject.service)?;
         }
+        lab.serve(SINK, BACKEND_PORT)?;
+        let sink = service(SINK, 4).pods(&[lab.pod(SINK)]);
+        lab.apply(&sink)?;
         lab.apply_nodes()?;
         Ok(Self {
             subjects,
+            sink,
             strangers: Vec::new(),
         })
     }
@@ -155,6 +167,12 @@ impl Cluster {
         Ok(())
     }
 
+    /// What is flooded: ClusterIPs and nodePorts of node-a.
+    pub(super) fn flooded(&self, lab: &Lab) -> Vec<(Protocol, SocketAddr)> {
+        let kinds = [FrontendKind::ClusterIp, FrontendKind::NodePort];
+        targets([&self.sink], lab.node("node-a"), &kinds)
+    }
+
     /// What a pod uses, with the nodePorts of its own node: what becomes of those of another under policy Local is left open
     /// (behaviour.md 5.11).
     pub(super) fn targets_of_pod(&self, lab: &Lab, name: &str) -> Vec<(Protocol, SocketAddr)> {
@@ -172,16 +190,24 @@ impl Cluster {
     }
 
     fn targets(&self, node: &Node, kinds: &[FrontendKind]) -> Vec<(Protocol, SocketAddr)> {
-        let mut targets = Vec::new();
-        for subject in &self.subjects {
-            for &kind in kinds {
-                for family in Family::ALL {
-                    for (protocol, port) in [(Protocol::Tcp, "tcp"), (Protocol::Udp, "udp")] {
-                        targets.push((protocol, subject.service.frontend_of(kind, family, port, node)));
-                    }
+        targets(self.subjects.iter().map(|subject| &subject.service), node, kinds)
+    }
+}
+
+fn targets<'a>(
+    services: impl IntoIterator<Item = &'a Service>,
+    node: &Node,
+    kinds: &[FrontendKind],
+) -> Vec<(Protocol, SocketAddr)> {
+    let mut targets = Vec::new();
+    for service in services {
+        for &kind in kinds {
+            for family in Family::ALL {
+                for (protocol, port) in [(Protocol::Tcp, "tcp"), (Protocol::Udp, "udp")] {
+                    targets.push((protocol, service.frontend_of(kind, family, port, node)));
                 }
             }
         }
-        targets
     }
+    targets
 }

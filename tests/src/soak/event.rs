@@ -107,9 +107,14 @@ impl Event {
                 agents.all_running(lab)
             }
             Self::Flood => {
-                let targets = cluster.targets_outside(lab);
+                let targets = cluster.flooded(lab);
                 let (protocol, to) = targets[random.usize(..targets.len())];
-                let from = ["client", "outside"][random.usize(..2)];
+                // A ClusterIP is reached from pods only.
+                let inside = lab
+                    .nodes()
+                    .iter()
+                    .all(|node| !node.addresses().both().contains(&to.ip()));
+                let from = if inside || random.bool() { "client" } else { "outside" };
                 flood(lab.namespace(from), protocol, to, FLOOD)
             }
             Self::Resize => {

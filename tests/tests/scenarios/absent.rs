@@ -114,9 +114,10 @@ fn services_of_others_leave_no_trace() -> Result<()> {
                 lab.request("outside", protocol, to)?;
             }
             write(lab, &web, edit)?;
-            // Slots and names are freed when no packet under way can read them any more.
+            // Slots and names are freed when no packet under way can read them any more, names by the collector's next round: on
+            // a quiet node that is a minute later.
             let mut now = BTreeMap::new();
-            wait_until("the tables are as before", PATIENCE, || {
+            wait_until("the tables are as before", PATIENCE * 4, || {
                 now = fill(lab, "node-a").ok()?;
                 if used {
                     now.insert("service_names".to_owned(), before["service_names"]);

