@@ -31,12 +31,26 @@ pub struct Options {
     /// The same seed makes the same events [default: by the clock]
     #[arg(long)]
     seed: Option<u64>,
+    /// Requests that may be lost; long connections may not
+    #[arg(long, default_value_t = 0)]
+    allow_lost: usize,
 }
 
 impl Options {
     /// A soak of that many minutes.
     pub const fn lasting(minutes: u64) -> Self {
-        Self { minutes, seed: None }
+        Self {
+            minutes,
+            seed: None,
+            allow_lost: 0,
+        }
+    }
+
+    /// In which so many requests may be lost.
+    #[must_use]
+    pub const fn allowing(mut self, lost: usize) -> Self {
+        self.allow_lost = lost;
+        self
     }
 }
 
@@ -55,7 +69,7 @@ pub fn run(options: &Options) -> Result<()> {
         lab.remove_when_interrupted()?;
         let duration = Duration::from_secs(60 * options.minutes);
         soak(lab, duration, &mut fastrand::Rng::with_seed(seed), &mut outcome)?;
-        outcome.conclude()
+        outcome.conclude(options.allow_lost)
     })
 }
 
@@ -81,7 +95,7 @@ impl Outcome {
         events.collect::<Vec<_>>().join(", ")
     }
 
-    fn conclude(&self) -> Result<()> {
+    fn conclude(&self, allowed: usize) -> Result<()> {
         println!("events          {}", self.events());
         println!("requests        {}", self.verdict.requests);
         println!(
@@ -90,12 +104,14 @@ impl Outcome {
         );
         println!("retransmissions {}", self.retransmissions);
         println!("lost            {}", self.verdict.lost);
+        println!("broken          {}", self.verdict.broken);
         println!("differences     {}", self.differences.len());
         for problem in self.verdict.errors.iter().chain(&self.differences) {
             println!("  {problem}");
         }
-        if self.verdict.lost > 0 || !self.differences.is_empty() {
-            bail!("{} lost, {} differences", self.verdict.lost, self.differences.len());
+        let Verdict { lost, broken, .. } = self.verdict;
+        if lost > allowed || broken > 0 || !self.differences.is_empty() {
+            bail!("{lost} lost, {broken} broken, {} differences", self.differences.len());
         }
         Ok(())
     }

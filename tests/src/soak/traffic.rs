@@ -35,8 +35,10 @@ pub(super) struct Verdict {
     pub(super) connections: usize,
     /// Questions asked over them
     pub(super) questions: usize,
-    /// Requests and questions without a right answer, and connections that could not be opened
+    /// Requests without a right answer
     pub(super) lost: usize,
+    /// Long connections that could not be opened, or got no right answer
+    pub(super) broken: usize,
     /// The first errors, and when they were
     pub(super) errors: Vec<String>,
 }
@@ -48,6 +50,7 @@ impl Verdict {
         self.connections += other.connections;
         self.questions += other.questions;
         self.lost += other.lost;
+        self.broken += other.broken;
         self.errors.extend(other.errors);
         self.errors.truncate(ERRORS_KEPT);
     }
@@ -126,7 +129,7 @@ impl Traffic {
         let mut verdict = Verdict::default();
         for thread in self.threads {
             if thread.join().is_err() {
-                verdict.lost += 1;
+                verdict.broken += 1;
                 verdict.errors.push("a long connection's thread panicked".to_owned());
             }
         }
@@ -173,7 +176,7 @@ fn converse(to: SocketAddr, stop: &AtomicBool, verdict: &Mutex<Verdict>) {
         let born = Instant::now();
         if let Err(error) = hold(to, stop, verdict) {
             let mut verdict = lock(verdict);
-            verdict.lost += 1;
+            verdict.broken += 1;
             if verdict.errors.len() < ERRORS_KEPT {
                 let age = born.elapsed();
                 verdict
