@@ -1,10 +1,6 @@
-//! Removes flows whose time is over, and tells what the others still use.
+//! Removes flows whose time is over, and tells what the others still use: one round ([`super::collection`] says when).
 
-use std::{
-    collections::HashSet,
-    sync::mpsc::{Receiver, Sender, channel},
-    time::Duration,
-};
+use std::{collections::HashSet, time::Duration};
 
 use proxy_common::{
     datapath::flow::{self, State},
@@ -14,7 +10,6 @@ use proxy_common::{
 use super::{
     address::Address,
     programmer::filter::bit_of,
-    sockets::SocketAborter,
     stale::{self, Serving},
     table::{BoxedTable, TableError, Tables},
 };
@@ -80,13 +75,13 @@ impl Collector {
         ];
         usage.is_pressed = left
             .iter()
-            .any(|(entries, max_entries)| entries * 4 > u64::from(*max_entries) * PRESSURE);
+            .any(|(entries, max_entries)| is_pressed(*entries, *max_entries));
         Ok(usage)
     }
 
     /// Removes the UDP flows whose endpoints serve no more. A failure is logged: the flows that stay end by themselves when
     /// their clients fall silent (behaviour.md 7.2 has no more to offer, either).
-    fn purge(&mut self, serving: &Serving) {
+    pub(super) fn purge(&mut self, serving: &Serving) {
         let removed = stale::remove(&mut *self.v4, serving)
             .and_then(|removed| Ok(removed + stale::remove(&mut *self.v6, serving)?))
             .and_then(|removed| Ok(removed + stale::remove_unconnected(&mut *self.sockets_v4, serving)?))
@@ -96,102 +91,6 @@ impl Collector {
             Ok(removed) => tracing::debug!(removed, "flow entries of endpoints that serve no more removed"),
             Err(error) => tracing::warn!(%error, "flows to endpoints that serve no more could not be removed"),
         }
-    }
-}
-
-/// What the thread is asked for.
-enum Request {
-    /// To remove old flows; the time since boot
-    Collect(Duration),
-    /// To remove flows to endpoints that serve no more, and to tell sockets that are connected to them
-    Purge(Serving),
-}
-
-/// Collects now and then on a thread of its own: a million flows must not hold up a change of endpoints.
-pub(super) struct Collection {
-    requests: Sender<Request>,
-    results: Receiver<Result<FlowUsage, TableError>>,
-    interval: Duration,
-    /// Between the last round and the next
-    wait: Duration,
-    next: Duration,
-    busy: bool,
-}
-
-/// The longest time between two rounds.
-const LONGEST_WAIT: Duration = Duration::from_mins(1);
-/// The time between two rounds under pressure.
-const SHORTEST_WAIT: Duration = Duration::from_secs(2);
-
-/// How long to wait after a round with this result, where `interval` is usual and it was `last` before: less while a table
-/// fills up, more while little happens.
-fn wait(interval: Duration, last: Duration, usage: &FlowUsage) -> Duration {
-    if usage.is_pressed {
-        interval.min(SHORTEST_WAIT)
-    } else if usage.removed * 4 > usage.kept {
-        interval
-    } else {
-        (last * 2).clamp(interval, interval.max(LONGEST_WAIT))
-    }
-}
-
-impl Collection {
-    /// Starts the thread, which ends with this value. The first round is an interval from `now`.
-    pub(super) fn start(
-        mut collector: Collector,
-        mut aborter: SocketAborter,
-        interval: Duration,
-        now: Duration,
-    ) -> std::io::Result<Self> {
-        let (requests, requested) = channel();
-        let (sender, results) = channel();
-        std::thread::Builder::new().name("collect".to_owned()).spawn(move || {
-            for request in requested {
-                match request {
-                    Request::Collect(now) => {
-                        if sender.send(collector.collect(now)).is_err() {
-                            break;
-                        }
-                    }
-                    Request::Purge(serving) => {
-                        collector.purge(&serving);
-                        // Connecting again they open new flows.
-                        aborter.abort_stale(&serving);
-                    }
-                }
-            }
-        })?;
-        Ok(Self {
-            requests,
-            results,
-            interval,
-            wait: interval,
-            next: now + interval,
-            busy: false,
-        })
-    }
-
-    /// Has the UDP flows removed whose endpoints serve no more, and connected sockets told of it (behaviour.md 7.3).
-    pub(super) fn purge(&self, serving: Serving) {
-        // The thread ends with this value only.
-        let _sent = self.requests.send(Request::Purge(serving));
-    }
-
-    /// Starts a round if it is time for one, and gives the result of the last if it is done and hasn't been given yet.
-    pub(super) fn poll(&mut self, now: Duration) -> Option<Result<FlowUsage, TableError>> {
-        if now >= self.next && !self.busy {
-            self.busy = self.requests.send(Request::Collect(now)).is_ok();
-        }
-        let result = self.results.try_recv().ok();
-        if let Some(result) = &result {
-            self.busy = false;
-            self.wait = match result {
-                Ok(usage) => wait(self.interval, self.wait, usage),
-                Err(_) => self.interval,
-            };
-            self.next = now + self.wait;
-        }
-        result
     }
 }
 
@@ -206,11 +105,13 @@ const PRESSURE: u64 = 3;
 /// How long an unanswered flow is kept under pressure: a client has then asked three times (RFC 6298, 2 and 5.5).
 const PRESSED: u32 = Timeouts::ticks(10);
 
-/// The timeouts in a table of so many entries.
-fn under_pressure(timeouts: &Timeouts, entries: u64, max_entries: u32) -> Timeouts {
-    if entries * 4 <= u64::from(max_entries) * PRESSURE {
-        return *timeouts;
-    }
+/// Whether a table of so many entries is fuller than it should be.
+fn is_pressed(entries: u64, max_entries: u32) -> bool {
+    entries * 4 > u64::from(max_entries) * PRESSURE
+}
+
+/// The timeouts under pressure.
+fn pressed(timeouts: &Timeouts) -> Timeouts {
     Timeouts {
         tcp_opening: timeouts.tcp_opening.min(PRESSED),
         tcp_answered: timeouts.tcp_answered.min(PRESSED),
@@ -322,7 +223,7 @@ fn collect<A: Address>(
     usage: &mut FlowUsage,
 ) -> Result<u64, TableError> {
     let now = tick(now);
-    let pressed = under_pressure(timeouts, u64::MAX / 4, 0);
+    let pressed = pressed(timeouts);
     // What was used lately stays whatever its state: most flows need no look at their other half.
     let (mut idle, mut entries) = (Vec::new(), 0);
     flows.scan(&mut |key, value| {
@@ -333,14 +234,18 @@ fn collect<A: Address>(
             idle.push(key);
         }
     })?;
-    let timeouts = under_pressure(timeouts, entries, flows.max_entries());
+    let timeouts = if is_pressed(entries, flows.max_entries()) {
+        &pressed
+    } else {
+        timeouts
+    };
     let before = usage.removed;
     for key in idle {
         // Gone with another entry of its flow, maybe.
         let Some(found) = Found::flow(flows, &key)? else {
             continue;
         };
-        if found.is_expired(now, &timeouts) {
+        if found.is_expired(now, timeouts) {
             usage.removed += found.remove(flows)?;
         } else if let Some(value) = flows.get(&key)? {
             note(&key, &value, usage);
@@ -507,25 +412,6 @@ mod tests {
         assert_eq!((usage.removed, usage.is_pressed), (0, true));
         let usage = collected(&memory, 1001 + PRESSED);
         assert_eq!((usage.removed, usage.is_pressed), (2, false));
-    }
-
-    #[test]
-    fn rounds_follow_what_happens() {
-        let seconds = Duration::from_secs;
-        let after = |last, kept, removed, is_pressed| {
-            let usage = FlowUsage {
-                kept,
-                removed,
-                is_pressed,
-                ..FlowUsage::default()
-            };
-            wait(seconds(10), seconds(last), &usage).as_secs()
-        };
-        assert_eq!(after(10, 1000, 0, false), 20);
-        assert_eq!(after(40, 1000, 0, false), 60);
-        assert_eq!(after(60, 0, 0, false), 60);
-        assert_eq!(after(60, 1000, 900, false), 10);
-        assert_eq!(after(60, 1000, 0, true), 2);
     }
 
     /// One busy half keeps both: a download sends packets one way for most of the time.

@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod cleanup;
 mod clsact;
 pub mod collect;
+mod collection;
 mod conntrack;
 pub mod edge;
 pub mod faults;
@@ -50,7 +51,8 @@ use proxy_common::layout::{Device, HOST_DEVICE, TICK_SHIFT, Timeouts, device_fla
 use self::{
     attach::Attacher,
     cgroup::SocketAttacher,
-    collect::{Collection, Collector},
+    collect::Collector,
+    collection::Collection,
     edge::Edge,
     generation::{Generation, Previous, handover::Handover},
     object::Programs,

@@ -18,14 +18,20 @@ pub fn twin_key<A: AddressBytes>(key: &FlowKey<A>, value: &FlowValue<A>) -> Flow
     }
 }
 
+/// Address and port of the side that a hook rewrites, as they are before, and the other side's port.
+#[inline(always)]
+const fn before<A: AddressBytes>(key: &FlowKey<A>) -> (A, u16, u16) {
+    if key.direction == INGRESS {
+        (key.destination, key.destination_port, key.source_port)
+    } else {
+        (key.source, key.source_port, key.destination_port)
+    }
+}
+
 /// The value of the other half, not seen yet.
 #[inline(always)]
 pub fn twin_value<A: AddressBytes>(key: &FlowKey<A>, value: &FlowValue<A>) -> FlowValue<A> {
-    let ((address, port), other_port) = if key.direction == INGRESS {
-        ((key.destination, key.destination_port), key.source_port)
-    } else {
-        ((key.source, key.source_port), key.destination_port)
-    };
+    let (address, port, other_port) = before(key);
     FlowValue {
         address,
         port,
@@ -44,11 +50,7 @@ pub fn twin_value<A: AddressBytes>(key: &FlowKey<A>, value: &FlowValue<A>) -> Fl
 /// The value of a half that the kernel's conntrack translates (see [`flow_flags::CONNTRACK`]): it writes what is there. Packets
 /// were seen both ways before the node was taken over; `flags` are further bits.
 pub fn left_to_conntrack<A: AddressBytes>(key: &FlowKey<A>, service: u32, last_seen: u32, flags: u8) -> FlowValue<A> {
-    let ((address, port), other_port) = if key.direction == INGRESS {
-        ((key.destination, key.destination_port), key.source_port)
-    } else {
-        ((key.source, key.source_port), key.destination_port)
-    };
+    let (address, port, other_port) = before(key);
     FlowValue {
         address,
         port,

@@ -15,6 +15,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use proxy_common::datapath::Reason;
 use serde_json::Value;
 
 use super::{Lab, Node, PATIENCE, Pod, Protocol, Service, address, verify::Verifier, wait_until};
@@ -405,6 +406,14 @@ impl Lab {
                 .collect::<Result<Vec<_>>>()?
                 .into_iter()
                 .all(|held| held))
+    }
+
+    /// How often the programs of a node met a reason.
+    pub fn reason_count(&self, node: &str, reason: Reason) -> Result<u64> {
+        let status = self.listing(node, "status", &[])?;
+        let reasons = status["reasons"].as_array().context("status lists no reasons")?;
+        let counted = reasons.iter().find(|counted| counted["number"] == reason as u32);
+        Ok(counted.and_then(|counted| counted["packets"].as_u64()).unwrap_or(0))
     }
 
     /// What a reading command of the agent's binary prints with `-o json`.

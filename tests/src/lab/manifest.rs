@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use k8s_openapi::{api::core::v1 as core, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde_json::{Value, json};
 
-use super::{Family, Lab, Service, address};
+use super::{AgentOptions, Family, Lab, Service, address};
 
 impl Service {
     fn yaml(&self) -> Result<String> {
@@ -112,5 +112,16 @@ impl Lab {
         let file = self.directory().join(format!("{name}.conf"));
         fs::write(&file, serde_yaml_ng::to_string(&object)?)?;
         Ok(file)
+    }
+
+    /// Describes the nodes to the agents, and gives the options of agents that know which clients are pods (`clusterCIDR`), with
+    /// further arguments.
+    pub fn cluster_options(&self, arguments: &[&str]) -> Result<AgentOptions> {
+        self.apply_nodes()?;
+        let cidrs = format!("{},{}", address::POD_NETWORK_V4, address::POD_NETWORK_V6);
+        let configuration = self.write_configuration("proxy", &json!({ "clusterCIDR": cidrs }))?;
+        let mut options = AgentOptions::configured(&configuration);
+        options.arguments.extend(arguments.iter().map(ToString::to_string));
+        Ok(options)
     }
 }

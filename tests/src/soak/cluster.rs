@@ -126,7 +126,6 @@ impl Cluster {
         lab.serve(SINK, BACKEND_PORT)?;
         let sink = service(SINK, 4).pods(&[lab.pod(SINK)]);
         lab.apply(&sink)?;
-        lab.apply_nodes()?;
         Ok(Self {
             subjects,
             sink,

@@ -3,10 +3,9 @@
 use std::{fmt, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
-use serde_json::json;
 
 use super::cluster::Cluster;
-use crate::lab::{Agent, AgentOptions, Lab, address, flood};
+use crate::lab::{Agent, AgentOptions, Lab, flood};
 
 /// Something that happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,10 +147,7 @@ pub(super) struct Agents {
 impl Agents {
     /// Starts them.
     pub(super) fn start(lab: &Lab) -> Result<Self> {
-        let cidrs = format!("{},{}", address::POD_NETWORK_V4, address::POD_NETWORK_V6);
-        let configuration = lab.write_configuration("proxy", &json!({ "clusterCIDR": cidrs }))?;
-        let mut options = AgentOptions::configured(&configuration);
-        options.arguments.push(format!("{SIZE_FLAG}{}", FLOW_ENTRIES[0]));
+        let options = lab.cluster_options(&[&format!("{SIZE_FLAG}{}", FLOW_ENTRIES[0])])?;
         Ok(Self {
             running: lab.start_agents_with(&options)?,
             options,

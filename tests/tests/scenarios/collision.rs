@@ -8,13 +8,13 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_tests::{
-    lab::{Connection, Family, FrontendKind, Lab, Protocol, Service, UdpClient},
+    lab::{Connection, Family, FrontendKind, Lab, Policy, Protocol, Service, UdpClient},
     require_root,
 };
 
 use super::{
     POD_PORT,
-    outside::{cluster, expose, start_agents},
+    outside::{cluster, expose_each, start_agents},
 };
 
 /// A conversation from a port that was chosen. UDP sockets of one port would take each other's datagrams: they share one.
@@ -116,12 +116,9 @@ fn rule_5_1_one_source_port_by_many_ways_to_one_backend() -> Result<()> {
     use FrontendKind::{ExternalIp, LoadBalancer, NodePort};
     require_root!();
     cluster().run(|lab| {
-        let services = [expose(lab, "near", 1, &["near"])?, expose(lab, "far", 2, &["far"])?];
-        for service in &services {
-            lab.apply(service)?;
-        }
+        let services = expose_each(lab, &["near", "far"], Policy::Cluster)?;
         let _agents = start_agents(lab)?;
-        for service in &services {
+        for (_, service) in &services {
             for (family, protocol, port) in cases() {
                 let ways = [
                     ("outside", LoadBalancer, "node-a"),
@@ -158,12 +155,9 @@ fn rule_5_1_one_source_port_by_many_ways_to_one_backend() -> Result<()> {
 fn rule_5_1_a_masquerade_and_the_nodes_own_connection_have_one_port() -> Result<()> {
     require_root!();
     cluster().run(|lab| {
-        let services = [expose(lab, "near", 1, &["near"])?, expose(lab, "far", 2, &["far"])?];
-        for service in &services {
-            lab.apply(service)?;
-        }
+        let services = expose_each(lab, &["near", "far"], Policy::Cluster)?;
         let _agents = start_agents(lab)?;
-        for (service, backend) in services.iter().zip(["near", "far"]) {
+        for (backend, service) in &services {
             for (family, protocol, port) in cases() {
                 let to = frontend(lab, service, FrontendKind::LoadBalancer, family, protocol, "node-a");
                 let direct = lab.pod(backend).addresses().with_port(family, POD_PORT);

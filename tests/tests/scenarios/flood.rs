@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use proxy_common::datapath::Reason;
 use proxy_tests::{
     lab::{AgentOptions, Connection, Family, Lab, Protocol, flood, wait_until},
     require_root,
@@ -23,18 +24,12 @@ const CONNECTIONS: usize = 20;
 /// How long the collector may take for what a flood has left.
 const RECOVERY: Duration = Duration::from_mins(1);
 
-/// Entries in the flow tables of a node, and how many flows were given up.
-fn fill(lab: &Lab, node: &str) -> Result<(u64, u64)> {
+/// Entries in the flow tables of a node.
+fn entries(lab: &Lab, node: &str) -> Result<u64> {
     let status = lab.listing(node, "status", &[])?;
-    let of = |list: &str, name: &str, is_meant: &dyn Fn(&str) -> bool, count: &str| -> u64 {
-        let rows = status[list].as_array().into_iter().flatten();
-        rows.filter(|row| row[name].as_str().is_some_and(is_meant))
-            .filter_map(|row| row[count].as_u64())
-            .sum()
-    };
-    let entries = of("tables", "name", &|name| name.starts_with("flows_"), "entries");
-    let evicted = of("reasons", "reason", &|reason| reason.contains("given up"), "packets");
-    Ok((entries, evicted))
+    let tables = status["tables"].as_array().context("status lists no tables")?.iter();
+    let flows = tables.filter(|table| table["name"].as_str().is_some_and(|name| name.starts_with("flows_")));
+    Ok(flows.filter_map(|table| table["entries"].as_u64()).sum())
 }
 
 /// Established connections go on all the while, new ones are made during the flood and after it, and what it leaves goes.
@@ -93,12 +88,10 @@ fn is_withstood(lab: &Lab) -> Result<()> {
             }
         }
     }
-    let (_, evicted) = fill(lab, "node-a")?;
+    let evicted = lab.reason_count("node-a", Reason::FlowEvicted)?;
     ensure!(evicted > u64::from(PACKETS), "{evicted} flows were given up");
     wait_until("the flow tables are as before", RECOVERY, || {
-        fill(lab, "node-a")
-            .is_ok_and(|(entries, _)| entries < 200)
-            .then_some(())
+        entries(lab, "node-a").is_ok_and(|entries| entries < 200).then_some(())
     })
 }
 

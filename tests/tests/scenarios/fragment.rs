@@ -62,14 +62,6 @@ fn large_datagrams_are_answered(lab: &Lab, clients: &[&str], services: &[(&str, 
     Ok(())
 }
 
-/// How often the programs of a node met a reason.
-fn count(lab: &Lab, node: &str, reason: Reason) -> Result<u64> {
-    let status = lab.listing(node, "status", &[])?;
-    let reasons = status["reasons"].as_array().context("status lists no reasons")?;
-    let counted = reasons.iter().find(|counted| counted["number"] == reason as u32);
-    Ok(counted.and_then(|counted| counted["packets"].as_u64()).unwrap_or(0))
-}
-
 /// Checksums that somebody found wrong, and packets that nobody could put together, would be counted.
 fn nothing_arrived_broken(lab: &Lab) -> Result<()> {
     for name in ["outside", "client", "near", "far", "node-a", "node-b"] {
@@ -201,7 +193,7 @@ pub(super) fn fragments_in_any_order() -> Result<()> {
         let _agents = start_agents(lab)?;
         order_does_not_matter(lab, &["outside", "client"], &services)?;
         let [held, released] =
-            [Reason::FragmentHeld, Reason::FragmentReleased].map(|reason| count(lab, "node-a", reason));
+            [Reason::FragmentHeld, Reason::FragmentReleased].map(|reason| lab.reason_count("node-a", reason));
         let (held, released) = (held?, released?);
         ensure!(
             held > 0 && held == released,
@@ -321,7 +313,7 @@ fn rule_4_1_large_datagrams_are_refused() -> Result<()> {
                 asked += 1;
             }
         }
-        let dropped = count(lab, "node-a", Reason::FragmentRefused)?;
+        let dropped = lab.reason_count("node-a", Reason::FragmentRefused)?;
         ensure!(
             dropped == 2 * asked,
             "{dropped} fragments of {asked} datagrams were dropped"

@@ -4,6 +4,7 @@
 use std::{fs, net::SocketAddr};
 
 use anyhow::{Result, ensure};
+use proxy_common::datapath::Reason;
 use proxy_tests::{
     lab::{
         Agent, AgentOptions, Builder, Connection, Family, FrontendKind, Lab, PATIENCE, Protocol, Service, flood,
@@ -121,14 +122,6 @@ fn a_full_table_of_flows_is_told_and_recovers() -> Result<()> {
     })
 }
 
-/// Packets of a reason that a node has counted.
-fn count(lab: &Lab, reason: &str) -> Result<u64> {
-    let status = lab.listing("node-a", "status", &[])?;
-    let reasons = status["reasons"].as_array().into_iter().flatten();
-    let packets = reasons.filter(|row| row["reason"] == reason);
-    Ok(packets.filter_map(|row| row["packets"].as_u64()).sum())
-}
-
 /// A node has one port for each client that it masquerades towards an endpoint. More clients than ports: it is counted, other
 /// protocols go on, and when the clients have gone there are ports again.
 #[test]
@@ -148,7 +141,10 @@ fn masquerade_ports_run_out_and_come_back() -> Result<()> {
         let to = |protocol| service.frontend_of(FrontendKind::NodePort, Family::V4, protocol, lab.node("node-a"));
         // Many of these clients have the same ports: those of the others are drawn from what is left, until nothing is.
         flood(lab.namespace("outside"), Protocol::Udp, to("udp"), u16::MAX)?;
-        ensure!(count(lab, "no free port for the flow")? > 0, "there were ports for all");
+        ensure!(
+            lab.reason_count("node-a", Reason::PortsExhausted)? > 0,
+            "there were ports for all"
+        );
         lab.tcp_request("outside", to("tcp"))?;
         wait_until("there are ports again", PATIENCE * 3, || {
             lab.udp_request("outside", to("udp")).ok().map(drop)

@@ -6,11 +6,10 @@ use anyhow::{Context as _, Result, ensure};
 use proxy_tests::{
     lab::{
         Agent, AgentOptions, Connection, Family, FrontendKind, Lab, Load, PATIENCE, Protocol, Service, UdpClient,
-        address, other_agent_binary, wait_until,
+        other_agent_binary, wait_until,
     },
     require_root, skip,
 };
-use serde_json::json;
 
 use super::{PORT, outside};
 
@@ -23,7 +22,6 @@ const UDP_PORT: u16 = 20_053;
 struct Scene<'a> {
     lab: &'a Lab,
     service: Service,
-    configuration: PathBuf,
     loads: Vec<Load>,
     /// Open all the time
     connections: Vec<Connection>,
@@ -41,14 +39,7 @@ impl<'a> Scene<'a> {
     fn set_with(lab: &'a Lab, arguments: &[&str]) -> Result<(Self, Agent)> {
         let service = outside::expose(lab, "web", 1, &["near", "far"])?;
         lab.apply(&service)?;
-        lab.apply_nodes()?;
-        let cidrs = format!("{},{}", address::POD_NETWORK_V4, address::POD_NETWORK_V6);
-        let configuration = lab.write_configuration("proxy", &json!({ "clusterCIDR": cidrs }))?;
-        let mut options = AgentOptions::configured(&configuration);
-        options
-            .arguments
-            .extend(arguments.iter().map(|&argument| argument.to_owned()));
-        let agent = lab.start_agent_with("node-a", options)?;
+        let agent = lab.start_agent_with("node-a", lab.cluster_options(arguments)?)?;
         let [v4, v6] = Family::ALL.map(|family| service.frontend(family, PORT));
         let inside: Vec<_> = [v4, v6]
             .into_iter()
@@ -75,7 +66,6 @@ impl<'a> Scene<'a> {
                 Load::start(lab.namespace("outside"), 1, &frontends),
             ],
             service,
-            configuration,
             connections,
             udp: (udp, v4),
             counted: 0,
@@ -85,11 +75,10 @@ impl<'a> Scene<'a> {
 
     /// Starts an agent, and waits until it has taken over what there was.
     fn start(&mut self, arguments: &[&str], binary: Option<PathBuf>) -> Result<Agent> {
-        let mut options = AgentOptions::configured(&self.configuration);
-        options
-            .arguments
-            .extend(arguments.iter().map(|&argument| argument.to_owned()));
-        options.binary = binary;
+        let options = AgentOptions {
+            binary,
+            ..self.lab.cluster_options(arguments)?
+        };
         let agent = self.lab.start_agent_with("node-a", options)?;
         let pins = self.lab.pin_directory("node-a");
         wait_until("nothing is left of the tables before", TAKEOVER, || {
@@ -219,7 +208,7 @@ fn agents_killed_while_they_take_over_lose_nothing() -> Result<()> {
         let (mut scene, mut agent) = Scene::set(lab)?;
         for (round, requests) in [1, 20, 40, 80].into_iter().enumerate() {
             agent.kill()?;
-            let mut options = AgentOptions::configured(&scene.configuration);
+            let mut options = lab.cluster_options(&[])?;
             let size = ["131072", "262144"][round % 2];
             options
                 .arguments
@@ -270,7 +259,7 @@ fn a_second_agent_refuses() -> Result<()> {
     require_root!();
     outside::cluster().run(|lab| {
         let (mut scene, agent) = Scene::set(lab)?;
-        let mut second = lab.spawn_agent("node-a", AgentOptions::configured(&scene.configuration))?;
+        let mut second = lab.spawn_agent("node-a", lab.cluster_options(&[])?)?;
         second.expect_differences();
         let status = wait_until("the second agent ends", PATIENCE, || second.ended().transpose())??;
         ensure!(!status.success(), "the second agent ended with {status}");

@@ -54,10 +54,7 @@ pub(super) fn expose(lab: &Lab, name: &str, number: u8, backends: &[&str]) -> Re
 
 /// Agents that know which clients are pods (`clusterCIDR`) and the nodes' addresses.
 pub(super) fn start_agents(lab: &Lab) -> Result<Vec<Agent>> {
-    lab.apply_nodes()?;
-    let cidrs = format!("{},{}", address::POD_NETWORK_V4, address::POD_NETWORK_V6);
-    let configuration = lab.write_configuration("proxy", &json!({ "clusterCIDR": cidrs }))?;
-    lab.start_agents_with(&AgentOptions::configured(&configuration))
+    lab.start_agents_with(&lab.cluster_options(&[])?)
 }
 
 /// A frontend of every external kind, protocol and family, at node-a.

@@ -9,12 +9,12 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use proxy_tests::{
     lab::{
-        AgentOptions, Answer, Family, FrontendKind, Lab, Load, PATIENCE, Policy, Protocol, RequestError, Service,
-        address, agent_binary, wait_until,
+        Answer, Family, FrontendKind, Lab, Load, PATIENCE, Policy, Protocol, RequestError, Service, agent_binary,
+        wait_until,
     },
     require_root,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     PORT,
@@ -36,16 +36,6 @@ fn ask(lab: &Lab, way: Way, to: SocketAddr) -> Result<Answer, RequestError> {
     lab.namespace("node-a").run(|| way.ask(to))
 }
 
-/// Options of an agent that knows pods by their addresses.
-fn options(lab: &Lab, arguments: &[&str]) -> Result<AgentOptions> {
-    lab.apply_nodes()?;
-    let cidrs = format!("{},{}", address::POD_NETWORK_V4, address::POD_NETWORK_V6);
-    let configuration = lab.write_configuration("proxy", &json!({ "clusterCIDR": cidrs }))?;
-    let mut options = AgentOptions::configured(&configuration);
-    options.arguments.extend(arguments.iter().map(ToString::to_string));
-    Ok(options)
-}
-
 /// The hooks outlive the agent; the next one takes them over without a call lost; `cleanup` removes them.
 #[test]
 fn hooks_stay_until_the_cleanup() -> Result<()> {
@@ -53,7 +43,7 @@ fn hooks_stay_until_the_cleanup() -> Result<()> {
     cluster().run(|lab| {
         let service = expose(lab, "web", 1, &["near", "far"])?;
         lab.apply(&service)?;
-        let options = options(lab, &[])?;
+        let options = lab.cluster_options(&[])?;
         let mut agent = lab.start_agent_with("node-a", options.clone())?;
         ensure!(hooks(lab)? == ("host".to_owned(), 8), "{:?}", hooks(lab)?);
         let targets: Vec<_> = [Protocol::Tcp, Protocol::Udp]
@@ -88,10 +78,10 @@ fn socket_lb_off_serves_no_process() -> Result<()> {
         let service = expose(lab, "web", 1, &["near"])?;
         lab.apply(&service)?;
         let at_loopback = loopback(Family::V4, NODE_PORT + 1);
-        let agent = lab.start_agent_with("node-a", options(lab, &[])?)?;
+        let agent = lab.start_agent_with("node-a", lab.cluster_options(&[])?)?;
         ask(lab, Way::Tcp, at_loopback)?;
         agent.terminate()?;
-        let _agent = lab.start_agent_with("node-a", options(lab, &["--socket-lb=off"])?)?;
+        let _agent = lab.start_agent_with("node-a", lab.cluster_options(&["--socket-lb=off"])?)?;
         wait_until("the hooks are gone", PATIENCE, || {
             hooks(lab)
                 .is_ok_and(|hooks| hooks == ("off".to_owned(), 0))
@@ -114,7 +104,7 @@ fn socket_lb_all_serves_pods_at_their_sockets() -> Result<()> {
     cluster().run(|lab| {
         let service = expose(lab, "web", 1, &["near", "far"])?;
         lab.apply(&service)?;
-        let _agents = lab.start_agents_with(&options(lab, &["--socket-lb=all"])?)?;
+        let _agents = lab.start_agents_with(&lab.cluster_options(&["--socket-lb=all"])?)?;
         ensure!(hooks(lab)? == ("all".to_owned(), 8), "{:?}", hooks(lab)?);
         let client = lab.pod("client").addresses();
         for family in Family::ALL {

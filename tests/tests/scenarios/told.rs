@@ -7,10 +7,9 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_tests::{
-    lab::{Agent, AgentOptions, Connection, Family, FrontendKind, Lab, Policy, Service, UdpClient, address},
+    lab::{Agent, Connection, Family, FrontendKind, Lab, Policy, Service, UdpClient},
     require_root,
 };
-use serde_json::json;
 
 use super::{
     POD_PORT, PORT,
@@ -22,12 +21,7 @@ use super::{
 const SERVED: [(&str, &[&str]); 2] = [("host", &["node-a"]), ("all", &["node-a", "client"])];
 
 fn start_agents(lab: &Lab, mode: &str) -> Result<Vec<Agent>> {
-    lab.apply_nodes()?;
-    let cidrs = format!("{},{}", address::POD_NETWORK_V4, address::POD_NETWORK_V6);
-    let configuration = lab.write_configuration("proxy", &json!({ "clusterCIDR": cidrs }))?;
-    let mut options = AgentOptions::configured(&configuration);
-    options.arguments.push(format!("--socket-lb={mode}"));
-    lab.start_agents_with(&options)
+    lab.start_agents_with(&lab.cluster_options(&[&format!("--socket-lb={mode}")])?)
 }
 
 /// The addresses of a Service, and the IPv4 one also as IPv6 sockets have it.

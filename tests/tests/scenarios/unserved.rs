@@ -7,13 +7,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use proxy_common::datapath::Reason;
 use proxy_tests::{
-    lab::{Agent, AgentOptions, Family, Lab, Policy, Protocol, Service, address},
+    lab::{Agent, Family, Lab, Policy, Protocol, Service, address},
     require_root,
 };
-use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
 use super::{
@@ -25,21 +24,7 @@ use super::{
 
 /// Agents that leave processes of the host alone.
 fn start_agents(lab: &Lab) -> Result<Vec<Agent>> {
-    lab.apply_nodes()?;
-    let cidrs = format!("{},{}", address::POD_NETWORK_V4, address::POD_NETWORK_V6);
-    let configuration = lab.write_configuration("proxy", &json!({ "clusterCIDR": cidrs }))?;
-    let mut options = AgentOptions::configured(&configuration);
-    options.arguments.push("--socket-lb=off".to_owned());
-
-    lab.start_agents_with(&options)
-}
-
-/// How often the programs of a node met a reason.
-fn count(lab: &Lab, node: &str, reason: Reason) -> Result<u64> {
-    let status = lab.listing(node, "status", &[])?;
-    let reasons = status["reasons"].as_array().context("status lists no reasons")?;
-    let counted = reasons.iter().find(|counted| counted["number"] == reason as u32);
-    Ok(counted.and_then(|counted| counted["packets"].as_u64()).unwrap_or(0))
+    lab.start_agents_with(&lab.cluster_options(&["--socket-lb=off"])?)
 }
 
 /// Pings an address and gives what came of it.
@@ -83,7 +68,10 @@ pub(super) fn rule_4_1_the_host_is_refused_without_hooks() -> Result<()> {
             }
         }
         ensure!(node.checksum_errors()? == 0, "checksums of the answers are right");
-        ensure!(count(lab, "node-a", Reason::HostUnserved)? == 0, "all was refused");
+        ensure!(
+            lab.reason_count("node-a", Reason::HostUnserved)? == 0,
+            "all was refused"
+        );
         Ok(())
     })
 }
@@ -98,12 +86,12 @@ pub(super) fn rule_4_2_what_the_host_may_not_have_is_dropped_without_hooks() -> 
         let _agents = start_agents(lab)?;
         lab.wait_for_service_everywhere(&local)?;
         let targets = cluster_ips(&local, PORT);
-        let before = count(lab, "node-a", Reason::NoLocalEndpoints)?;
+        let before = lab.reason_count("node-a", Reason::NoLocalEndpoints)?;
         // A server outside tells the end.
         lab.serve("outside", PORT)?;
         let served = address::OUTSIDE.with_port(Family::V4, PORT);
         dropped(lab, "node-a", &targets, served)?;
-        let dropped = count(lab, "node-a", Reason::NoLocalEndpoints)? - before;
+        let dropped = lab.reason_count("node-a", Reason::NoLocalEndpoints)? - before;
         ensure!(dropped == targets.len() as u64, "{dropped} packets were dropped");
         Ok(())
     })
@@ -126,13 +114,16 @@ pub(super) fn what_is_not_served_is_counted() -> Result<()> {
             }
             Ok(())
         })?;
-        let counted = count(lab, "node-a", Reason::HostUnserved)?;
+        let counted = lab.reason_count("node-a", Reason::HostUnserved)?;
         ensure!(counted == 3, "{counted} packets were counted");
         // Pods are served, and nothing of theirs is counted so.
         for protocol in Protocol::ALL {
             lab.request("client", protocol, to)?;
         }
-        ensure!(count(lab, "node-a", Reason::HostUnserved)? == 3, "only the host's");
+        ensure!(
+            lab.reason_count("node-a", Reason::HostUnserved)? == 3,
+            "only the host's"
+        );
         Ok(())
     })
 }

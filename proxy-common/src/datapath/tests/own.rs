@@ -7,27 +7,13 @@ use super::{
 };
 use crate::{
     datapath::Reason,
-    layout::{FlowValue, INGRESS, ServiceValue, service_flags},
+    layout::{FlowValue, INGRESS},
     packet::{TCP, UDP},
 };
 
 const HERE: Endpoint = (CLIENT, 40_000);
 /// The node, with the port that the client has.
 const OWN: Endpoint = (NODE, 40_000);
-
-fn world<F: TestFamily>() -> World<F> {
-    let mut world = World::with_service();
-    world.masquerade_with(NODE);
-    let service = ServiceValue {
-        service: 2,
-        flags: service_flags::MASQUERADE,
-        cluster_set: 2,
-        cluster_count: 1,
-        ..ServiceValue::default()
-    };
-    world.set_service(VIP, service);
-    world
-}
 
 /// Sends the client's first packet through and tells what the backend sees.
 fn masqueraded<F: TestFamily>(world: &World<F>, protocol: u8) -> Endpoint {
@@ -38,7 +24,7 @@ fn masqueraded<F: TestFamily>(world: &World<F>, protocol: u8) -> Endpoint {
 both_families! {
     fn client_keeps_its_port_where_it_is_free<F>() {
         for protocol in [TCP, UDP] {
-            let world = world::<F>();
+            let world = World::<F>::masquerading();
             assert_eq!(masqueraded(&world, protocol), OWN);
             let answer = world.enter(&Segment::later(protocol, BACKEND, OWN));
             assert_eq!((answer.source, answer.destination), (BACKEND, HERE));
@@ -48,7 +34,7 @@ both_families! {
 
     fn port_of_a_socket_of_the_node_is_not_taken<F>() {
         for protocol in [TCP, UDP] {
-            let mut world = world::<F>();
+            let mut world = World::<F>::masquerading();
             world.add_socket(protocol, OWN, BACKEND);
             let seen = masqueraded(&world, protocol);
             assert_eq!(seen.0, NODE);
@@ -64,7 +50,7 @@ both_families! {
     /// The masquerade was there first: the node's new connection gets another port, as under conntrack.
     fn own_connection_gives_way_to_a_masquerade<F>() {
         for protocol in [TCP, UDP] {
-            let world = world::<F>();
+            let world = World::<F>::masquerading();
             assert_eq!(masqueraded(&world, protocol), OWN);
             let own = world.leave(&Segment::first(protocol, OWN, BACKEND));
             assert_eq!((own.reason, own.source.0), (Reason::Established, NODE));
@@ -77,7 +63,7 @@ both_families! {
     }
 
     fn own_connections_pass_where_nothing_collides<F>() {
-        let world = world::<F>();
+        let world = World::<F>::masquerading();
         for protocol in [TCP, UDP] {
             let own = world.leave(&Segment::first(protocol, OWN, BACKEND));
             assert_eq!((own.reason, own.source), (Reason::Unrelated, OWN));
@@ -87,7 +73,7 @@ both_families! {
 
     /// Only a packet that opens a connection can be the first of one.
     fn later_packets_of_the_node_ask_for_nothing<F>() {
-        let world = world::<F>();
+        let world = World::<F>::masquerading();
         masqueraded(&world, TCP);
         let before = world.entries();
         let own = world.leave(&Segment::later(TCP, OWN, BACKEND));
@@ -97,7 +83,7 @@ both_families! {
 
     /// The backend is a client of the node, with the same ports the other way round: its flow takes nothing from the node.
     fn flows_without_a_masquerade_do_not_collide<F>() {
-        let world = world::<F>();
+        let world = World::<F>::masquerading();
         for protocol in [TCP, UDP] {
             let opposite = World::<F>::key(INGRESS, protocol, BACKEND, OWN);
             world.flows.borrow_mut().insert(opposite, FlowValue::default());
@@ -107,7 +93,7 @@ both_families! {
     }
 
     fn exhausted_ports_are_told<F>() {
-        let mut world = world::<F>();
+        let mut world = World::<F>::masquerading();
         // Chance that always picks the first port finds it taken.
         for port in [40_000, 1024] {
             world.add_socket(TCP, (NODE, port), BACKEND);

@@ -10,7 +10,7 @@ use crate::{
         Reason,
         flow::{left_to_conntrack, twin_key, twin_value},
     },
-    layout::{EGRESS, FlowValue, INGRESS, ServiceValue, device_flags, flow_flags, history, service_flags},
+    layout::{EGRESS, FlowValue, INGRESS, device_flags, flow_flags, history},
     packet::{SCTP, TCP, UDP, tcp_flags},
 };
 
@@ -100,16 +100,7 @@ both_families! {
     /// Conntrack masqueraded it: no masquerade of this proxy takes its port, and its replies pass.
     fn its_masquerade_port_is_taken<F>() {
         for protocol in [TCP, UDP] {
-            let mut world = World::<F>::with_service();
-            world.masquerade_with(NODE);
-            let service = ServiceValue {
-                service: 2,
-                flags: service_flags::MASQUERADE,
-                cluster_set: 2,
-                cluster_count: 1,
-                ..ServiceValue::default()
-            };
-            world.set_service(VIP, service);
+            let world = World::<F>::masquerading();
             leave_to_conntrack(&world, (EGRESS, flow_flags::MASQUERADE), protocol, HIDDEN, BACKEND);
             // The same port of another client.
             let other = (CLIENT, HIDDEN.1);

@@ -15,7 +15,7 @@ use crate::{
     layout::{
         AddressBytes, AffinityKey, AffinityValue, Backend, Counter, EGRESS, FlowKey, FlowValue, FragmentKey,
         FragmentValue, HeldFragment, HeldKey, INGRESS, Member, MemberKey, ServiceCounter, ServiceKey, ServiceValue,
-        SlotKey, SocketKey, SocketValue, TICK_SHIFT, Timeouts,
+        SlotKey, SocketKey, SocketValue, TICK_SHIFT, Timeouts, service_flags,
     },
     packet::{BufferPacket, SCTP, TCP, UDP},
 };
@@ -172,6 +172,21 @@ impl<F: TestFamily> World<F> {
     pub(super) fn with_service() -> Self {
         let mut world = Self::new();
         world.serve(VIP, &[BACKEND]);
+        world
+    }
+
+    /// The same, and every client of it is masqueraded with [`NODE`].
+    pub(super) fn masquerading() -> Self {
+        let mut world = Self::with_service();
+        world.masquerade_with(NODE);
+        let service = ServiceValue {
+            service: 2,
+            flags: service_flags::MASQUERADE,
+            cluster_set: 2,
+            cluster_count: 1,
+            ..ServiceValue::default()
+        };
+        world.set_service(VIP, service);
         world
     }
 
