@@ -3,7 +3,7 @@
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use proxy_common::{
-    datapath,
+    datapath::{self, Look},
     packet::{V4, V6},
 };
 
@@ -19,20 +19,36 @@ pub unsafe fn next(counter: *mut u64) -> u64 {
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(counter, 1) }
 }
 
-/// Defines the function for a family: 1 if it has given a flow up, else 0.
-macro_rules! evict_oldest {
-    ($name:ident, $family:ident, $victim:ident) => {
+/// Defines the functions for a family.
+macro_rules! eviction {
+    ($look_at_oldest:ident, $evict_one:ident, $family:ident, $victim:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $name() -> u32 {
+        pub extern "C" fn $look_at_oldest() -> u32 {
             match maps::$victim.get_ptr_mut(0) {
                 // SAFETY: this CPU's own slot; programs at one hook do not preempt each other.
-                Some(victim) => datapath::evict_oldest(&Maps($family), unsafe { &mut *victim }).into(),
-                None => 0,
+                Some(victim) => datapath::look_at_oldest(&Maps($family), unsafe { &mut *victim }) as u32,
+                None => Look::None as u32,
             }
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $evict_one() -> u32 {
+            datapath::evict_one(&Maps($family)) as u32
         }
     };
 }
 
-evict_oldest!(evict_oldest_v4, V4, VICTIM_V4);
-evict_oldest!(evict_oldest_v6, V6, VICTIM_V6);
+eviction!(look_at_oldest_v4, evict_one_v4, V4, VICTIM_V4);
+eviction!(look_at_oldest_v6, evict_one_v6, V6, VICTIM_V6);
+
+/// What one of these functions has returned.
+#[inline(always)]
+pub fn look(returned: u32) -> Look {
+    match returned {
+        0 => Look::None,
+        1 => Look::Kept,
+        _ => Look::Evicted,
+    }
+}

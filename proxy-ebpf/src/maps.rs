@@ -11,8 +11,8 @@ use proxy_common::{
     layout::{
         AffinityKey, AffinityValue, Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, FragmentKey,
         FragmentValue, HeldFragment, HeldKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_FLOWS, MAX_FRAGMENTED, MAX_HELD,
-        MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, Member, MemberKey, OpeningEnds, ServiceCounter, ServiceKey,
-        ServiceName, ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, Source, opening_slots,
+        MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, Member, MemberKey, Opening, OpeningEnds, ServiceCounter,
+        ServiceKey, ServiceName, ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, Source, opening_slots,
     },
 };
 
@@ -36,9 +36,9 @@ pub static FLOWS_V6: HashMap<FlowKey<[u8; 16]>, FlowValue<[u8; 16]>, { MAX_FLOWS
 
 /// A key is a slot, by [`proxy_common::layout::Settings::openings_mask_v4`].
 #[btf_map(name = "openings_v4")]
-pub static OPENINGS_V4: Array<FlowKey<[u8; 4]>, { opening_slots(MAX_FLOWS) as usize }> = Array::new();
+pub static OPENINGS_V4: Array<Opening<[u8; 4]>, { opening_slots(MAX_FLOWS) as usize }> = Array::new();
 #[btf_map(name = "openings_v6")]
-pub static OPENINGS_V6: Array<FlowKey<[u8; 16]>, { opening_slots(MAX_FLOWS) as usize }> = Array::new();
+pub static OPENINGS_V6: Array<Opening<[u8; 16]>, { opening_slots(MAX_FLOWS) as usize }> = Array::new();
 #[btf_map(name = "opening_ends_v4")]
 pub static OPENING_ENDS_V4: Array<OpeningEnds, 1> = Array::new();
 #[btf_map(name = "opening_ends_v6")]

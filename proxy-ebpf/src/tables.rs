@@ -7,11 +7,11 @@ use aya_ebpf::{
     btf_maps::lpm_trie::Key,
 };
 use proxy_common::{
-    datapath::{FlowHandle, InsertError, InsertMode, PacketCopy, Reason, Scratch, Tables, socket::SocketTables},
+    datapath::{FlowHandle, InsertError, InsertMode, Look, PacketCopy, Reason, Scratch, Tables, socket::SocketTables},
     layout::{
         AffinityKey, AffinityValue, Backend, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment, HeldKey,
-        Member, MemberKey, Range, ServiceKey, ServiceValue, SlotKey, SocketKey, SocketValue, Source, SourceKey,
-        filter_bit,
+        Member, MemberKey, Opening, Range, ServiceKey, ServiceValue, SlotKey, SocketKey, SocketValue, Source,
+        SourceKey, filter_bit,
     },
     packet::{Family as _, V4, V6},
 };
@@ -86,7 +86,7 @@ fn increment(counter: *mut u64) {
 macro_rules! tables {
     ($family:ty, $address:ty, $addresses:ident, $sources:ident, $services:ident, $slots:ident,
      $affinity:ident, $members:ident, $flows:ident, $openings:ident, $opening_ends:ident, $openings_mask:ident,
-     $evict_oldest:ident, $previous:ident, $fragments:ident, $scratch:ident,
+     $look_at_oldest:ident, $evict_one:ident, $previous:ident, $fragments:ident, $scratch:ident,
      $sockets:ident) => {
         impl SocketTables<$address> for Maps<$family> {
             #[inline(always)]
@@ -231,20 +231,20 @@ macro_rules! tables {
 
             /// Not inlined, so that the key's words do not fill the caller's stack.
             #[inline(never)]
-            fn push_opening(&self, key: &FlowKey<$address>) {
+            fn push_opening(&self, opening: &Opening<$address>) {
                 if let Some(ends) = maps::$opening_ends.get_ptr_mut(0) {
                     // SAFETY: the map's memory outlives the program; all CPUs count here, so they do it atomically.
                     let number = unsafe { eviction::next(&raw mut (*ends).head) };
                     if let Some(slot) = maps::$openings.get_ptr_mut(number as u32 & settings::$openings_mask()) {
                         // SAFETY: as above; who reads a slot while it is written finds no flow, or another.
-                        unsafe { slot.copy_from_nonoverlapping(key, 1) };
+                        unsafe { slot.copy_from_nonoverlapping(opening, 1) };
                     }
                 }
             }
 
             /// CPUs that do it at the same time may get the same: then one of them finds no flow any more.
             #[inline(always)]
-            fn pop_opening(&self, key: &mut FlowKey<$address>) -> bool {
+            fn pop_opening(&self, opening: &mut Opening<$address>) -> bool {
                 let mask = settings::$openings_mask();
                 let Some(ends) = maps::$opening_ends.get_ptr_mut(0) else {
                     return false;
@@ -258,14 +258,19 @@ macro_rules! tables {
                 let Some(slot) = maps::$openings.get_ptr(number as u32 & mask) else {
                     return false;
                 };
-                // SAFETY: as above; any bit pattern is a key.
-                unsafe { slot.copy_to_nonoverlapping(key, 1) };
+                // SAFETY: as above; any bit pattern is an opening.
+                unsafe { slot.copy_to_nonoverlapping(opening, 1) };
                 true
             }
 
             #[inline(always)]
-            fn evict_oldest(&self) -> bool {
-                eviction::$evict_oldest() != 0
+            fn look_at_oldest(&self) -> Look {
+                eviction::look(eviction::$look_at_oldest())
+            }
+
+            #[inline(always)]
+            fn evict_one(&self) -> Look {
+                eviction::look(eviction::$evict_one())
             }
 
             #[inline(always)]
@@ -402,7 +407,8 @@ tables!(
     OPENINGS_V4,
     OPENING_ENDS_V4,
     openings_mask_v4,
-    evict_oldest_v4,
+    look_at_oldest_v4,
+    evict_one_v4,
     PREVIOUS_V4,
     FRAGMENTS_V4,
     SCRATCH_V4,
@@ -421,7 +427,8 @@ tables!(
     OPENINGS_V6,
     OPENING_ENDS_V6,
     openings_mask_v6,
-    evict_oldest_v6,
+    look_at_oldest_v6,
+    evict_one_v6,
     PREVIOUS_V6,
     FRAGMENTS_V6,
     SCRATCH_V6,

@@ -9,8 +9,8 @@ use std::{
 
 use proxy_common::layout::{
     AddressBytes, AffinityKey, AffinityValue, Backend, Counter, Device, FlowKey, FlowValue, FragmentKey, FragmentValue,
-    HeldFragment, HeldKey, Member, MemberKey, OpeningEnds, ServiceCounter, ServiceKey, ServiceName, ServiceRanges,
-    ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey, TableSpec, tables,
+    HeldFragment, HeldKey, Member, MemberKey, Opening, OpeningEnds, ServiceCounter, ServiceKey, ServiceName,
+    ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey, TableSpec, tables,
 };
 
 use super::table::{FamilyTables, Table, TableError, Tables};
@@ -160,7 +160,7 @@ pub struct MemoryFamily<A> {
     /// Flows
     pub flows: MemoryTable<FlowKey<A>, FlowValue<A>>,
     /// Flows opened last, by slot
-    pub openings: MemoryTable<u32, FlowKey<A>>,
+    pub openings: MemoryTable<u32, Opening<A>>,
     /// Where `openings` begins and ends
     pub opening_ends: MemoryTable<u32, OpeningEnds>,
     /// Which endpoint a client used last

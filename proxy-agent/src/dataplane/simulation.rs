@@ -16,8 +16,8 @@ use proxy_common::{
     },
     layout::{
         AddressBytes, AffinityKey, AffinityValue, Backend, Counter, FlowKey, FlowValue, FragmentKey, FragmentValue,
-        HeldFragment, HeldKey, Member, MemberKey, OpeningEnds, Range, ServiceCounter, ServiceKey, ServiceValue,
-        SlotKey, SocketKey, SocketValue, SourceKey, Timeouts, filter_bit, usable_slots,
+        HeldFragment, HeldKey, Member, MemberKey, Opening, OpeningEnds, Range, ServiceCounter, ServiceKey,
+        ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey, Timeouts, filter_bit, usable_slots,
     },
     packet::{BufferPacket, Family},
 };
@@ -54,7 +54,7 @@ pub struct Simulation<'a, F: Family> {
     tables: &'a Tables,
     changes: Changes<F::Address>,
     /// Flows that packets opened, the oldest first
-    opened: RefCell<Vec<FlowKey<F::Address>>>,
+    opened: RefCell<Vec<Opening<F::Address>>>,
     /// Number of the oldest opening that no packet has looked at
     unseen: Cell<u64>,
     affinities: RefCell<Affinities<F::Address>>,
@@ -416,11 +416,11 @@ impl<F: Family> datapath::Tables<F::Address> for Simulation<'_, F> {
         self.changes.borrow_mut().insert(*key, None);
     }
 
-    fn push_opening(&self, key: &FlowKey<F::Address>) {
-        self.opened.borrow_mut().push(*key);
+    fn push_opening(&self, opening: &Opening<F::Address>) {
+        self.opened.borrow_mut().push(*opening);
     }
 
-    fn pop_opening(&self, key: &mut FlowKey<F::Address>) -> bool {
+    fn pop_opening(&self, opening: &mut Opening<F::Address>) -> bool {
         let ends = self.get(&self.family.opening_ends, &0).unwrap_or_default();
         let opened = self.opened.borrow();
         let slots = u64::from(usable_slots(self.family.openings.max_entries()));
@@ -438,7 +438,7 @@ impl<F: Family> datapath::Tables<F::Address> for Simulation<'_, F> {
                 .ok()
                 .and_then(|slot| self.get(&self.family.openings, &slot)),
         };
-        found.inspect(|found| *key = *found).is_some()
+        found.inspect(|found| *opening = *found).is_some()
     }
 
     fn fragment(&self, key: &FragmentKey<F::Address>, value: &mut FragmentValue<F::Address>) -> bool {

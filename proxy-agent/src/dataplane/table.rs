@@ -5,8 +5,8 @@ use std::io;
 
 use proxy_common::layout::{
     AffinityKey, AffinityValue, Backend, Counter, Device, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment,
-    HeldKey, Member, MemberKey, OpeningEnds, ServiceCounter, ServiceKey, ServiceName, ServiceRanges, ServiceValue,
-    SlotKey, SocketKey, SocketValue, SourceKey,
+    HeldKey, Member, MemberKey, Opening, OpeningEnds, ServiceCounter, ServiceKey, ServiceName, ServiceRanges,
+    ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey,
 };
 
 /// Why a table could not be read or written.
@@ -67,7 +67,7 @@ pub struct FamilyTables<A> {
     /// Flows
     pub flows: BoxedTable<FlowKey<A>, FlowValue<A>>,
     /// Flows opened last, by slot
-    pub openings: BoxedTable<u32, FlowKey<A>>,
+    pub openings: BoxedTable<u32, Opening<A>>,
     /// Where `openings` begins and ends: one entry
     pub opening_ends: BoxedTable<u32, OpeningEnds>,
     /// Which endpoint a client used last

@@ -3,15 +3,19 @@
 //! established flows stay and new ones still find room.
 
 use super::{FlowHandle as _, Reason, Tables, flow};
-use crate::layout::{AddressBytes, FlowKey, FlowValue, INGRESS, flow_flags};
+use crate::layout::{AddressBytes, FlowKey, FlowValue, Opening, flow_flags};
 
-/// How many openings are looked at for some that may be given up. Each is looked at once, so the work is bounded by that of
-/// opening flows.
-const LOOKS: u32 = 16;
+/// How many openings are looked at for a flow to give up. Most of those before a flood are of flows that have ended: it must not
+/// take more new flows to pass them than a client sends first packets. Each is looked at once, so all in all this is no more
+/// work than opening flows was.
+const LOOKS: u32 = 1024;
+
 /// What eviction works on: there is too little stack for it in the kernel.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Victim<A> {
+    /// That it was opened
+    opening: Opening<A>,
     /// A half of the flow
     key: FlowKey<A>,
     /// Its value
@@ -26,45 +30,80 @@ pub struct Victim<A> {
     masquerade: FlowKey<A>,
 }
 
+/// What comes of a look at an opening, or at several.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// There is none that nobody has looked at
+    None = 0,
+    /// Nothing was given up
+    Kept = 1,
+    /// A flow was given up
+    Evicted = 2,
+}
+
 /// Gives up so many `flows`, or as many as there are among the oldest openings that are expendable
 /// ([`flow::State::is_expendable`]): whether there is room now.
 #[inline(never)]
 pub(super) fn make_room<A: AddressBytes, T: Tables<A>>(tables: &T, flows: u32) -> bool {
-    let mut evicted = 0;
+    // No branch on the second: the verifier would go two ways from here.
+    let first = tables.evict_one() == Look::Evicted;
+    if flows > 1 {
+        tables.evict_one();
+    }
+    first
+}
+
+/// Gives up the oldest flow that is expendable.
+#[inline(always)]
+pub fn evict_one<A: AddressBytes, T: Tables<A>>(tables: &T) -> Look {
     for _ in 0..LOOKS {
-        if tables.evict_oldest() {
-            evicted += 1;
-        }
-        if evicted == flows {
-            break;
+        let look = tables.look_at_oldest();
+        if look != Look::Kept {
+            return look;
         }
     }
-    evicted > 0
+    Look::Kept
 }
 
-/// Looks at the oldest opening that nobody has looked at, and gives its flow up if it is expendable; whether it did.
+/// Looks at the oldest opening that nobody has looked at, and gives its flow up if it is expendable. One that was used since,
+/// or was opened anew under the same key, is none of the oldest: it goes to the end of the row.
 #[inline(always)]
-pub fn evict_oldest<A: AddressBytes, T: Tables<A>>(tables: &T, victim: &mut Victim<A>) -> bool {
-    let evicted = tables.pop_opening(&mut victim.key) && evict(tables, victim);
-    if evicted {
-        tables.count(Reason::FlowEvicted, 0);
+pub fn look_at_oldest<A: AddressBytes, T: Tables<A>>(tables: &T, victim: &mut Victim<A>) -> Look {
+    if !tables.pop_opening(&mut victim.opening) {
+        return Look::None;
     }
-    evicted
+    victim.key = victim.opening.key();
+    if !is_expendable(tables, victim) {
+        return Look::Kept;
+    }
+    let last_seen = victim.value.last_seen;
+    if victim.opening.is_before(last_seen) {
+        victim.opening = Opening::new(&victim.key, last_seen);
+        tables.push_opening(&victim.opening);
+        return Look::Kept;
+    }
+    evict(tables, victim);
+    tables.count(Reason::FlowEvicted, 0);
+    Look::Evicted
 }
 
-/// Removes every entry of the flow whose client's half has the key of `victim`, if it is expendable.
+/// Loads the flow of the victim's key; whether it may be given up.
 #[inline(always)]
-fn evict<A: AddressBytes, T: Tables<A>>(tables: &T, victim: &mut Victim<A>) -> bool {
-    if !load(tables, victim) || victim.key.direction != INGRESS {
+fn is_expendable<A: AddressBytes, T: Tables<A>>(tables: &T, victim: &mut Victim<A>) -> bool {
+    if !load(tables, victim) {
         return false;
     }
     // A slot may be read while it is written: then this is some flow, or the reply half of one.
-    let flags = victim.value.flags;
     let twin = load_twin(tables, victim).then_some(&victim.present);
     let state = flow::State::of(victim.key.protocol, &victim.value, twin);
-    if flags & (flow_flags::REPLY | flow_flags::MASQUERADE) != 0 || !state.is_expendable() {
-        return false;
-    }
+    victim.value.flags & (flow_flags::REPLY | flow_flags::MASQUERADE) == 0 && state.is_expendable()
+}
+
+/// Removes every entry of the flow whose client's half is the victim's.
+#[inline(always)]
+fn evict<A: AddressBytes, T: Tables<A>>(tables: &T, victim: &mut Victim<A>) {
+    let flags = victim.value.flags;
     victim.masquerade = flow::masquerade_key(&victim.key, &victim.value);
     remove(tables, victim);
     if flags & flow_flags::MASQUERADED != 0 {
@@ -73,7 +112,6 @@ fn evict<A: AddressBytes, T: Tables<A>>(tables: &T, victim: &mut Victim<A>) -> b
             remove(tables, victim);
         }
     }
-    true
 }
 
 /// Looks the victim's half up.

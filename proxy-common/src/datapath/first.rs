@@ -8,7 +8,7 @@ use super::{
     select::{self, Choice},
 };
 use crate::{
-    layout::{AddressBytes, ServiceValue, device_flags, flow_flags},
+    layout::{AddressBytes, Opening, ServiceValue, device_flags, flow_flags},
     packet::{Family, UDP, opens_connection},
 };
 
@@ -61,7 +61,7 @@ pub(super) fn open<A: AddressBytes, T: Tables<A>, E: Environment>(
         tables.remove_flow(&scratch.twin_key);
         return Err(Reason::FlowTableFull);
     }
-    tables.push_opening(key);
+    tables.push_opening(&Opening::new(key, value.last_seen));
     Ok(())
 }
 

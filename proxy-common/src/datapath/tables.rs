@@ -1,9 +1,12 @@
 //! What the datapath needs of the world: tables, clock, chance.
 
-use super::{Claim, Reason, Victim, choose, claim, evict_oldest, icmp_error, judge_host_packet, reject, send_held};
+use super::{
+    Claim, Look, Reason, Victim, choose, claim, evict_one, icmp_error, judge_host_packet, look_at_oldest, reject,
+    send_held,
+};
 use crate::layout::{
     AddressBytes, AffinityKey, AffinityValue, Backend, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment,
-    HeldKey, INGRESS, Member, MemberKey, ServiceKey, ServiceValue, SlotKey, TICK_SHIFT, Timeouts,
+    HeldKey, INGRESS, Member, MemberKey, Opening, ServiceKey, ServiceValue, SlotKey, TICK_SHIFT, Timeouts,
 };
 use crate::packet::{Family, Packet, Transport};
 
@@ -141,18 +144,26 @@ pub trait Tables<A: AddressBytes> {
     fn insert_flow(&self, key: &FlowKey<A>, value: &FlowValue<A>, mode: InsertMode) -> Result<(), InsertError>;
     /// Removes half a flow, if it is there.
     fn remove_flow(&self, key: &FlowKey<A>);
-    /// Notes that the flow of this client's half was opened.
-    fn push_opening(&self, key: &FlowKey<A>);
+    /// Notes that a flow was opened.
+    fn push_opening(&self, opening: &Opening<A>);
     /// Takes the oldest opening that nobody has looked at yet, if it is still known; whether there was one.
-    fn pop_opening(&self, key: &mut FlowKey<A>) -> bool;
-    /// [`super::evict_oldest`](fn@super::evict_oldest). The kernel's has it behind a call of a function of its own, so that the
-    /// verifier goes through it once and not with every insert.
+    fn pop_opening(&self, opening: &mut Opening<A>) -> bool;
+    /// [`super::look_at_oldest`]. The kernel has this and [`Self::evict_one`] behind calls of functions of their own, so that the
+    /// verifier goes through them once and not with every insert.
     #[inline(always)]
-    fn evict_oldest(&self) -> bool
+    fn look_at_oldest(&self) -> Look
     where
         Self: Sized,
     {
-        evict_oldest(self, &mut Victim::default())
+        look_at_oldest(self, &mut Victim::default())
+    }
+    /// [`super::evict_one`].
+    #[inline(always)]
+    fn evict_one(&self) -> Look
+    where
+        Self: Sized,
+    {
+        evict_one(self)
     }
     /// Lends memory, with whatever was left in it. Must not be nested.
     fn with_scratch(&self, with: impl FnOnce(&mut Scratch<A>) -> Reason) -> Reason;

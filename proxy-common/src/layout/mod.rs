@@ -30,7 +30,7 @@ pub use filter::{FILTER_WORDS, filter_bit};
 pub use flow::{EGRESS, FlowKey, FlowValue, INGRESS, flow_flags, history};
 pub use fragment::{FragmentKey, FragmentValue, HELD_BYTES, HeldFragment, HeldKey, fate};
 pub use node::{MAX_SERVICE_RANGES, Range, ServiceRanges, address_flags};
-pub use opening::{OpeningEnds, opening_slots, usable_slots};
+pub use opening::{Opening, OpeningEnds, opening_slots, usable_slots};
 pub use service::{AFFINITY_NONE, ServiceKey, ServiceName, ServiceValue, frontend_kind, service_flags};
 pub use settings::{Settings, TICK_SHIFT, Timeouts};
 pub use slot::{Backend, SlotKey};
@@ -204,9 +204,9 @@ pub mod tables {
     use super::{
         AffinityKey, AffinityValue, Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, FragmentKey,
         FragmentValue, HeldFragment, HeldKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_FLOWS, MAX_FRAGMENTED, MAX_HELD,
-        MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, Member, MemberKey, OpeningEnds, ServiceCounter, ServiceKey,
-        ServiceName, ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey, TableKind, TableSpec,
-        opening_slots, table,
+        MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, Member, MemberKey, Opening, OpeningEnds, ServiceCounter,
+        ServiceKey, ServiceName, ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey, TableKind,
+        TableSpec, opening_slots, table,
     };
 
     /// IPv4 frontends
@@ -227,10 +227,10 @@ pub mod tables {
         table::<FlowKey<[u8; 16]>, FlowValue<[u8; 16]>>("flows_v6", TableKind::Hash, MAX_FLOWS);
     /// IPv4 flows opened last
     pub const OPENINGS_V4: TableSpec =
-        table::<u32, FlowKey<[u8; 4]>>("openings_v4", TableKind::Array, opening_slots(MAX_FLOWS));
+        table::<u32, Opening<[u8; 4]>>("openings_v4", TableKind::Array, opening_slots(MAX_FLOWS));
     /// IPv6 flows opened last
     pub const OPENINGS_V6: TableSpec =
-        table::<u32, FlowKey<[u8; 16]>>("openings_v6", TableKind::Array, opening_slots(MAX_FLOWS));
+        table::<u32, Opening<[u8; 16]>>("openings_v6", TableKind::Array, opening_slots(MAX_FLOWS));
     /// Where `openings_v4` begins and ends
     pub const OPENING_ENDS_V4: TableSpec = table::<u32, OpeningEnds>("opening_ends_v4", TableKind::Array, 1);
     /// Where `openings_v6` begins and ends

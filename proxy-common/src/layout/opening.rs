@@ -3,7 +3,65 @@
 //!
 //! A slot isn't cleaned when its flow ends: then nothing is found in the flow table, or a flow that is to stay.
 
-use super::plain;
+use super::{AddressBytes, FlowKey, INGRESS, plain};
+
+/// That a flow was opened: the key of its client's half, and when.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Opening<A> {
+    /// The client's address, network byte order
+    pub source: A,
+    /// The frontend's address, network byte order
+    pub destination: A,
+    /// The client's port, host byte order
+    pub source_port: u16,
+    /// The frontend's port, host byte order
+    pub destination_port: u16,
+    /// IP protocol number
+    pub protocol: u8,
+    /// Always 0
+    pub reserved: u8,
+    /// Tick (see [`super::TICK_SHIFT`]) of the first packet, the lower half of it
+    pub tick: u16,
+}
+
+impl<A: AddressBytes> Opening<A> {
+    /// That the flow of this client's half was opened, or used, in this tick.
+    #[inline(always)]
+    pub const fn new(key: &FlowKey<A>, tick: u32) -> Self {
+        Self {
+            source: key.source,
+            destination: key.destination,
+            source_port: key.source_port,
+            destination_port: key.destination_port,
+            protocol: key.protocol,
+            reserved: 0,
+            tick: lower_half(tick),
+        }
+    }
+
+    /// The key of the client's half.
+    #[inline(always)]
+    pub const fn key(&self) -> FlowKey<A> {
+        let (source, destination) = (
+            (self.source, self.source_port),
+            (self.destination, self.destination_port),
+        );
+        FlowKey::new(INGRESS, self.protocol, source, destination)
+    }
+
+    /// Whether a flow that was used last in `tick` has been used since this opening, or is another under the same key. (In one
+    /// of 65,536 ticks it is not known, and told to be unused.)
+    #[inline(always)]
+    pub const fn is_before(&self, tick: u32) -> bool {
+        self.tick != lower_half(tick)
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
+const fn lower_half(tick: u32) -> u16 {
+    tick as u16
+}
 
 /// Where the ring of openings begins and ends: one entry each of `opening_ends_v4` and `opening_ends_v6`. Both numbers only
 /// grow; a number modulo the number of slots is its slot.
@@ -41,6 +99,8 @@ pub const fn usable_slots(slots: u32) -> u32 {
 }
 
 plain! {
+    Opening<[u8; 4]> = 16;
+    Opening<[u8; 16]> = 40;
     OpeningEnds = 16;
 }
 

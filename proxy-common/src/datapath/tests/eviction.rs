@@ -109,6 +109,50 @@ both_families! {
         assert_eq!((world.entries(), evicted(&world)), (2, 1));
     }
 
+    /// Clients use their ports again; what is remembered of a flow that has ended must not be told of the next.
+    fn a_flow_under_a_used_key_is_young<F>() {
+        let world = world::<F>(6);
+        assert_eq!(open(&world, UDP, 1), Reason::NewFlow);
+        world.flows.borrow_mut().clear();
+        world.now.set(world.now.get() + 40);
+        for port in [2, 3, 1, 4] {
+            assert_eq!(open(&world, UDP, port), Reason::NewFlow);
+        }
+        let is_there = |port| world.entry(&World::<F>::key(INGRESS, UDP, (CLIENT, port), VIP)).is_some();
+        assert_eq!([1, 2, 3, 4].map(is_there), [true, false, true, true]);
+        assert_eq!(open(&world, UDP, 5), Reason::NewFlow);
+        assert_eq!(open(&world, UDP, 6), Reason::NewFlow);
+        assert_eq!([1, 4, 5, 6].map(is_there), [false, true, true, true]);
+    }
+
+    /// A client that asks again is not the oldest, and one that never gets an answer is at last.
+    fn a_flow_in_use_goes_to_the_end_of_the_row<F>() {
+        let world = world::<F>(6);
+        for port in 1..=3 {
+            assert_eq!(open(&world, UDP, port), Reason::NewFlow);
+        }
+        world.now.set(world.now.get() + 1);
+        assert_eq!(open(&world, UDP, 1), Reason::Established);
+        let is_there = |port| world.entry(&World::<F>::key(INGRESS, UDP, (CLIENT, port), VIP)).is_some();
+        for (port, left) in [(4, [true, false, true]), (5, [true, false, false]), (6, [false; 3])] {
+            assert_eq!(open(&world, UDP, port), Reason::NewFlow);
+            assert_eq!([1, 2, 3].map(is_there), left, "after {port}");
+        }
+    }
+
+    /// Before a flood, most openings are of flows that have ended.
+    fn ended_flows_do_not_hide_what_may_go<F>() {
+        let world = world::<F>(6);
+        for port in 1..=1000 {
+            assert_eq!(open(&world, UDP, port), Reason::NewFlow);
+            world.flows.borrow_mut().clear();
+        }
+        for port in 2001..=2020 {
+            assert_eq!(open(&world, UDP, port), Reason::NewFlow);
+        }
+        assert_eq!((world.entries(), evicted(&world)), (6, 17));
+    }
+
     /// It needs more room than the flow that is given up for it leaves.
     fn masqueraded_flow_finds_room<F>() {
         let world = world::<F>(5);

@@ -14,8 +14,8 @@ use crate::{
     },
     layout::{
         AddressBytes, AffinityKey, AffinityValue, Backend, Counter, EGRESS, FlowKey, FlowValue, FragmentKey,
-        FragmentValue, HeldFragment, HeldKey, INGRESS, Member, MemberKey, ServiceCounter, ServiceKey, ServiceValue,
-        SlotKey, SocketKey, SocketValue, TICK_SHIFT, Timeouts, service_flags,
+        FragmentValue, HeldFragment, HeldKey, INGRESS, Member, MemberKey, Opening, ServiceCounter, ServiceKey,
+        ServiceValue, SlotKey, SocketKey, SocketValue, TICK_SHIFT, Timeouts, service_flags,
     },
     packet::{BufferPacket, SCTP, TCP, UDP},
 };
@@ -97,7 +97,7 @@ pub(super) struct World<F: TestFamily> {
     backends: HashSet<F::Address>,
     pub(super) flows: Flows<F::Address>,
     /// Flows opened, the oldest first
-    pub(super) openings: RefCell<VecDeque<FlowKey<F::Address>>>,
+    pub(super) openings: RefCell<VecDeque<Opening<F::Address>>>,
     /// Room in the flow table
     pub(super) capacity: Cell<usize>,
     pub(super) masquerade: Option<u128>,
@@ -437,13 +437,13 @@ impl<F: TestFamily> Tables<F::Address> for World<F> {
         self.flows.borrow_mut().remove(key);
     }
 
-    fn push_opening(&self, key: &FlowKey<F::Address>) {
-        self.openings.borrow_mut().push_back(*key);
+    fn push_opening(&self, opening: &Opening<F::Address>) {
+        self.openings.borrow_mut().push_back(*opening);
     }
 
-    fn pop_opening(&self, key: &mut FlowKey<F::Address>) -> bool {
+    fn pop_opening(&self, opening: &mut Opening<F::Address>) -> bool {
         let oldest = self.openings.borrow_mut().pop_front();
-        oldest.inspect(|oldest| *key = *oldest).is_some()
+        oldest.inspect(|oldest| *opening = *oldest).is_some()
     }
 
     fn fragment(&self, key: &FragmentKey<F::Address>, value: &mut FragmentValue<F::Address>) -> bool {
