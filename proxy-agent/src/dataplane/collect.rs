@@ -188,7 +188,8 @@ impl<A: Address> Found<A> {
         flow::is_expired(self.key.protocol, &self.value, self.twin.as_ref(), now, timeouts)
     }
 
-    /// Removes all entries. If that is interrupted, the client's half is left to tell of the flow.
+    /// Removes all entries, if no packet has used them since they were looked up: a client may open another flow from the same
+    /// port. If that is interrupted, the client's half is left to tell of the flow.
     fn remove(&self, flows: Flows<'_, A>) -> Result<u64, TableError> {
         let mut removed = 0;
         let middle = flow::masquerade_key(&self.key, &self.value);
@@ -198,10 +199,13 @@ impl<A: Address> Found<A> {
         {
             removed += masquerade.remove(flows)?;
         }
-        if self.twin.is_some() {
-            removed += u64::from(flows.remove(&self.twin_key)?);
+        if let Some(twin) = self.twin {
+            if !flows.remove_if(&self.twin_key, &|value| *value == twin)? {
+                return Ok(removed);
+            }
+            removed += 1;
         }
-        removed += u64::from(!self.is_lost && flows.remove(&self.key)?);
+        removed += u64::from(!self.is_lost && flows.remove_if(&self.key, &|value| *value == self.value)?);
         Ok(removed)
     }
 }
@@ -343,6 +347,29 @@ mod tests {
             );
             assert_eq!(left(&memory), 0);
         }
+    }
+
+    /// A client may open a flow from a port whose last flow is just being removed.
+    #[test]
+    fn a_flow_that_was_opened_anew_stays() {
+        let memory = Memory::default();
+        let keys = insert(&memory, 17, (1000, 1000), (history::SEEN, history::SEEN));
+        let mut flows = memory.v4.flows.clone();
+        let found = Found::flow(&mut flows, &keys[0]).expect("readable").expect("a flow");
+        for renewed in [&keys[..], &keys[..1], &keys[1..]] {
+            insert(&memory, 17, (1000, 1000), (history::SEEN, history::SEEN));
+            for key in renewed {
+                let mut value = flows.get(key).expect("readable").expect("a half");
+                value.last_seen = 2000;
+                flows.insert(key, &value).expect("room");
+            }
+            found.remove(&mut flows).expect("writable");
+            for key in renewed {
+                assert!(flows.get(key).expect("readable").is_some(), "{renewed:?}");
+            }
+        }
+        insert(&memory, 17, (1000, 1000), (history::SEEN, history::SEEN));
+        assert_eq!(found.remove(&mut flows).expect("writable"), 2);
     }
 
     /// A masquerade and its flow go together, whichever of their entries was used last.

@@ -148,6 +148,11 @@ impl<K, V> Table<K, V> for Faulty<K, V> {
         self.table.remove(key)
     }
 
+    fn remove_if(&mut self, key: &K, is_removed: &dyn Fn(&V) -> bool) -> Result<bool, TableError> {
+        self.before_write()?;
+        self.table.remove_if(key, is_removed)
+    }
+
     fn scan(&self, each: &mut dyn FnMut(K, V)) -> Result<(), TableError> {
         self.table.scan(each)
     }

@@ -155,6 +155,9 @@ impl KernelMap {
     }
 }
 
+/// `bpf_map_update_elem`: only where there is no entry (include/uapi/linux/bpf.h).
+const BPF_NOEXIST: u64 = 1;
+
 struct KernelHash<K, V>(KernelMap, PhantomData<(K, V)>);
 
 impl<K: Plain + Send, V: Plain + Send> Table<K, V> for KernelHash<K, V> {
@@ -184,6 +187,21 @@ impl<K: Plain + Send, V: Plain + Send> Table<K, V> for KernelHash<K, V> {
             Ok(()) => Ok(true),
             Err(MapError::KeyNotFound) => Ok(false),
             Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(self.0.error(error)),
+        }
+    }
+
+    /// No command compares and removes: what was removed wrongly is put back, unless the datapath has made it anew already.
+    fn remove_if(&mut self, key: &K, is_removed: &dyn Fn(&V) -> bool) -> Result<bool, TableError> {
+        let taken = raw::take(self.0.fd.as_fd(), key).map_err(|error| self.0.kernel_error(error))?;
+        let Some(value) = taken.filter(|value| !is_removed(value)) else {
+            return Ok(taken.is_some());
+        };
+        let put_back = HashMap::<_, Raw<K>, Raw<V>>::try_from(&mut self.0.map)
+            .and_then(|mut map| map.insert(Raw(*key), Raw(value), BPF_NOEXIST));
+        match put_back {
+            Ok(()) => Ok(false),
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
             Err(error) => Err(self.0.error(error)),
         }
     }

@@ -101,6 +101,16 @@ impl<K: Copy + Eq + Hash + Send, V: Copy + Send> Table<K, V> for MemoryTable<K, 
         Ok(removed)
     }
 
+    fn remove_if(&mut self, key: &K, is_removed: &dyn Fn(&V) -> bool) -> Result<bool, TableError> {
+        let mut entries = self.lock();
+        let removed = entries.get(key).is_some_and(is_removed) && entries.remove(key).is_some();
+        drop(entries);
+        if removed {
+            self.written();
+        }
+        Ok(removed)
+    }
+
     /// Untouched entries of an array are not shown.
     fn scan(&self, each: &mut dyn FnMut(K, V)) -> Result<(), TableError> {
         for (key, value) in self.lock().iter() {

@@ -295,6 +295,45 @@ pub(super) fn cgroup_link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInf
 /// The kernel's place in a map between two batches: a bucket number for a hash, the last key for any other map.
 type Place = [u64; 8];
 
+/// Whether the kernel doesn't know `BPF_MAP_LOOKUP_AND_DELETE_ELEM` for a hash, which it does since Linux 5.14.
+fn is_unknown(error: &io::Error) -> bool {
+    /// `ENOTSUPP` (include/linux/errno.h)
+    const NOT_SUPPORTED: i32 = 524;
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::EOPNOTSUPP | NOT_SUPPORTED)
+    )
+}
+
+/// Removes an entry of a hash and gives the value that it had in the end. (Before Linux 5.14, that it had just before.)
+pub(super) fn take<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    let (mut key, mut value) = (*key, std::mem::MaybeUninit::<V>::zeroed());
+    let mut attributes = Element {
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        key: address(&raw mut key),
+        value: address(value.as_mut_ptr()),
+        ..Element::default()
+    };
+    let mut run = |command| {
+        if command == BPF_MAP_DELETE_ELEM {
+            // The kernel insists.
+            attributes.value = 0;
+        }
+        // SAFETY: whoever opened the map has compared the sizes of its keys and values with these types.
+        match unsafe { bpf(command, &mut attributes) } {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    };
+    let taken = match run(BPF_MAP_LOOKUP_AND_DELETE_ELEM) {
+        Err(error) if is_unknown(&error) => run(BPF_MAP_LOOKUP_ELEM)? && run(BPF_MAP_DELETE_ELEM)?,
+        taken => taken?,
+    };
+    // SAFETY: any bit pattern is a value of a `Plain` type.
+    Ok(taken.then(|| unsafe { value.assume_init() }))
+}
+
 /// Calls `each` with every entry of a hash, array or trie map, some thousand a system call. Entries that come or go meanwhile
 /// may be seen or not; none is seen twice because of others (the kernel goes bucket by bucket).
 pub(super) fn scan<K: Plain, V: Plain>(map: BorrowedFd<'_>, each: &mut dyn FnMut(K, V)) -> io::Result<()> {
@@ -469,8 +508,7 @@ impl BytesMap {
     pub(super) fn take(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
         let mut value = vec![0; self.cell];
         match self.element(BPF_MAP_LOOKUP_AND_DELETE_ELEM, key, &mut value, Update::Any) {
-            // Hashes have it since Linux 5.14.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+            Err(error) if is_unknown(&error) => {
                 let value = self.get(key)?;
                 self.remove(key)?;
                 Ok(value)

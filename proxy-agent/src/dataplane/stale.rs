@@ -34,14 +34,16 @@ pub fn remove<A: Address>(
     let mut removed = 0;
     for _ in 0..ROUNDS {
         let mut stale = Vec::new();
-        flows.scan(&mut |key, value| {
+        let is_removed = |key: &FlowKey<A>, value: &FlowValue<A>| {
             // Where conntrack sends the others is for `takeover` to know.
-            if key.protocol == UDP
+            key.protocol == UDP
                 && value.flags & flow_flags::CONNTRACK == 0
                 && serving
                     .get(&value.service)
-                    .is_some_and(|serving| is_stale(&key, &value, serving))
-            {
+                    .is_some_and(|serving| is_stale(key, value, serving))
+        };
+        flows.scan(&mut |key, value| {
+            if is_removed(&key, &value) {
                 stale.push(key);
             }
         })?;
@@ -49,7 +51,8 @@ pub fn remove<A: Address>(
             break;
         }
         for key in stale {
-            removed += u64::from(flows.remove(&key)?);
+            // Under the same key there may be another by now, to an endpoint that serves.
+            removed += u64::from(flows.remove_if(&key, &|value| is_removed(&key, value))?);
         }
     }
     Ok(removed)

@@ -44,6 +44,12 @@ pub trait Table<K, V>: Send {
     /// Removes a key and says whether it was there. Entries of an array can't be removed.
     fn remove(&mut self, key: &K) -> Result<bool, TableError>;
 
+    /// Removes a key if `is_removed` says so of its value, and tells whether it did: the datapath may have made another
+    /// entry under it since the value was read.
+    fn remove_if(&mut self, key: &K, is_removed: &dyn Fn(&V) -> bool) -> Result<bool, TableError> {
+        Ok(self.get(key)?.is_some_and(|value| is_removed(&value)) && self.remove(key)?)
+    }
+
     /// Shows every entry; those that the datapath makes or removes meanwhile may be missed.
     fn scan(&self, each: &mut dyn FnMut(K, V)) -> Result<(), TableError>;
 

@@ -296,6 +296,26 @@ fn old_flows_are_removed() {
     }
 }
 
+/// Between a look at an entry and its removal a packet may make another of it.
+#[test]
+fn an_entry_that_is_not_meant_stays() {
+    let sandbox = sandbox!();
+    let _dataplane = Dataplane::open(sandbox.options(), dataplane::now()).expect("a dataplane");
+    let mut flows = kernel::open(&sandbox.pin()).expect("tables").v4.flows;
+    let key = FlowKey::new(INGRESS, 17, ([10, 244, 0, 1], 40_000), ([10, 96, 0, 1], 53));
+    let value = FlowValue {
+        last_seen: 7,
+        ..FlowValue::default()
+    };
+    let seen = |tick| move |value: &FlowValue<[u8; 4]>| value.last_seen == tick;
+    assert!(!flows.remove_if(&key, &seen(7)).expect("writable"));
+    flows.insert(&key, &value).expect("room");
+    assert!(!flows.remove_if(&key, &seen(8)).expect("writable"));
+    assert_eq!(flows.get(&key).expect("readable"), Some(value));
+    assert!(flows.remove_if(&key, &seen(7)).expect("writable"));
+    assert_eq!(flows.get(&key).expect("readable"), None);
+}
+
 #[test]
 fn cleanup_leaves_nothing() {
     let sandbox = sandbox!();

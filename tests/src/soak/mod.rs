@@ -130,7 +130,11 @@ fn soak(lab: &Lab, duration: Duration, random: &mut fastrand::Rng, outcome: &mut
             .with_context(|| format!("after {:.0?}: {event}", start.elapsed()))?;
         // Between two events the traffic meets a node at rest, too.
         traffic.wait_for_requests(random.usize(50..400))?;
-        outcome.verdict.add(traffic.take(start.elapsed(), event));
+        let verdict = traffic.take(start.elapsed(), event);
+        for error in &verdict.errors {
+            eprintln!("\n{error}");
+        }
+        outcome.verdict.add(verdict);
         if told.elapsed() >= REPORT || stderr().is_terminal() {
             told = Instant::now();
             tell(start.elapsed(), duration, outcome);
