@@ -8,7 +8,9 @@ mod event;
 mod traffic;
 
 use std::{
+    env, fs,
     io::{IsTerminal as _, Write as _, stderr},
+    process,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -21,6 +23,8 @@ use traffic::{Traffic, Verdict};
 
 /// How often the progress is told where nobody watches it.
 const REPORT: Duration = Duration::from_secs(30);
+/// After how many losses the lab's tables, counters and logs are kept.
+const REPORTS: usize = 3;
 
 /// How the soak is run.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -80,6 +84,8 @@ struct Outcome {
     verdict: Verdict,
     retransmissions: u64,
     differences: Vec<String>,
+    /// Reports written after losses
+    reports: usize,
 }
 
 impl Outcome {
@@ -134,6 +140,10 @@ fn soak(lab: &Lab, duration: Duration, random: &mut fastrand::Rng, outcome: &mut
         for error in &verdict.errors {
             eprintln!("\n{error}");
         }
+        if verdict.lost + verdict.broken > 0 && outcome.reports < REPORTS {
+            outcome.reports += 1;
+            report(lab, outcome.reports)?;
+        }
         outcome.verdict.add(verdict);
         if told.elapsed() >= REPORT || stderr().is_terminal() {
             told = Instant::now();
@@ -146,6 +156,14 @@ fn soak(lab: &Lab, duration: Duration, random: &mut fastrand::Rng, outcome: &mut
     agents.all_running(lab)?;
     lab.settle_everywhere()?;
     outcome.differences = agents.differences(lab);
+    Ok(())
+}
+
+/// Keeps what can be told of the lab soon after a loss, while the flow is still in the tables.
+fn report(lab: &Lab, number: usize) -> Result<()> {
+    let path = env::temp_dir().join(format!("soak-{}-{number}.txt", process::id()));
+    fs::write(&path, lab.report()).with_context(|| format!("writing {}", path.display()))?;
+    eprintln!("tables, counters and logs: {}", path.display());
     Ok(())
 }
 
