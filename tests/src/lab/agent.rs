@@ -20,6 +20,17 @@ use serde_json::Value;
 
 use super::{Lab, Node, PATIENCE, Pod, Protocol, Service, address, verify::Verifier, wait_until};
 
+/// Tables for a lab's few Services and clients. To make and free those of a real node takes longer than anything else that an
+/// agent does in a lab.
+const SMALL_TABLES: [&str; 6] = [
+    "flows=131072",
+    "slots=16384",
+    "members=16384",
+    "affinity=4096",
+    "sockets=4096",
+    "service_counts=4096",
+];
+
 /// How an agent is started, beyond what every agent in a lab is told.
 #[derive(Clone, Debug, Default)]
 pub struct AgentOptions {
@@ -219,6 +230,7 @@ impl Lab {
             })
             .arg("--pin-dir")
             .arg(&pin)
+            .args(self.table_sizes())
             .args(&options.arguments)
             .args(self.cgroup_of(node, &options))
             .args(self.xdp_of(&options).map(|mode| format!("--xdp={mode}")))
@@ -248,6 +260,12 @@ impl Lab {
             options,
             verifier,
         })
+    }
+
+    /// The sizes that an agent is told first: an argument of the test's comes later, and so has the last word.
+    fn table_sizes(&self) -> impl Iterator<Item = &'static str> + use<> {
+        let small = self.small_tables.then_some(SMALL_TABLES);
+        small.into_iter().flatten().flat_map(|size| ["--table-size", size])
     }
 
     /// The cgroup that an agent is told: that of its node, unless an argument says otherwise.

@@ -28,6 +28,7 @@ pub struct Builder {
     strict: bool,
     xdp: Option<Xdp>,
     standing: Option<String>,
+    real_tables: bool,
 }
 
 /// Description of a node.
@@ -110,11 +111,22 @@ impl Builder {
         self
     }
 
-    /// Builds it.
+    /// Agents make their tables as large as on a real node, though the lab is that of a scenario.
+    #[must_use]
+    pub const fn real_tables(mut self) -> Self {
+        self.real_tables = true;
+        self
+    }
+
+    /// Builds it; agents make their tables as large as on a real node.
     ///
     /// # Errors
     /// A tool is missing or failed, a name is too long, or a standing lab of that name is there already.
     pub fn build(self) -> Result<Lab> {
+        self.build_with(false)
+    }
+
+    fn build_with(self, small_tables: bool) -> Result<Lab> {
         let estate = match &self.standing {
             Some(name) => Estate::detached(name)?,
             None => Estate::for_this_process()?,
@@ -132,6 +144,7 @@ impl Builder {
                 servers: Mutex::default(),
                 shape: self.shape,
                 xdp: self.xdp,
+                small_tables,
                 nodes,
                 pods,
                 fabric,
@@ -146,7 +159,8 @@ impl Builder {
             })
     }
 
-    /// Builds the lab, runs a scenario in it and removes it; when the scenario fails, prints what the lab can tell.
+    /// Builds the lab, runs a scenario in it and removes it; when the scenario fails, prints what the lab can tell. Agents make
+    /// small tables, unless [`Self::real_tables`] or their arguments say otherwise.
     ///
     /// # Errors
     /// Those of [`Self::build`] and of the scenario; or an agent that was at work until the end left tables that differ from
@@ -155,7 +169,8 @@ impl Builder {
     /// # Panics
     /// When the scenario does.
     pub fn run(self, scenario: impl FnOnce(&mut Lab) -> Result<()>) -> Result<()> {
-        let mut lab = self.build()?;
+        let small_tables = !self.real_tables;
+        let mut lab = self.build_with(small_tables)?;
         let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
             scenario(&mut lab)?;
             lab.expect_no_findings()

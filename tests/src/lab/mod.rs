@@ -229,6 +229,7 @@ pub struct Lab {
     servers: Mutex<Vec<Server>>,
     shape: Shape,
     xdp: Option<Xdp>,
+    small_tables: bool,
     nodes: Vec<Node>,
     pods: Vec<Pod>,
     fabric: Fabric,

@@ -131,8 +131,10 @@ fn masquerade_ports_run_out_and_come_back() -> Result<()> {
         let service = outside::expose(lab, "web", 1, &["far"])?;
         lab.apply(&service)?;
         lab.apply_nodes()?;
-        let timeouts = ["udp-opening=3s", "udp-established=3s"];
+        let timeouts = ["udp-opening=8s", "udp-established=8s"];
         let arguments = timeouts.into_iter().flat_map(|timeout| ["--flow-timeout", timeout]);
+        // It is ports that run out: a masqueraded flow takes four entries.
+        let arguments = arguments.chain(["--flow-table-size", "524288"]);
         let options = AgentOptions {
             arguments: arguments.map(str::to_owned).collect(),
             ..AgentOptions::default()

@@ -209,7 +209,7 @@ fn agents_killed_while_they_take_over_lose_nothing() -> Result<()> {
         for (round, requests) in [1, 20, 40, 80].into_iter().enumerate() {
             agent.kill()?;
             let mut options = lab.cluster_options(&[])?;
-            let size = ["131072", "262144"][round % 2];
+            let size = ["262144", "131072"][round % 2];
             options
                 .arguments
                 .extend(["--flow-table-size".to_owned(), size.to_owned()]);

@@ -16,7 +16,7 @@ use proxy_tests::{
 use super::{POD_PORT, PORT, device::first_answer, service};
 
 fn cluster() -> Builder {
-    Lab::builder().node("node-a", &["client", "web", "other"])
+    Lab::builder().node("node-a", &["client", "web", "other"]).real_tables()
 }
 
 const SLICES: u16 = 10;
