@@ -436,19 +436,24 @@ impl Drop for Lab {
     }
 }
 
-/// Waits until `check` gives a value, looking again every few milliseconds.
+/// Waits until `check` gives a value, looking again every few milliseconds; one that takes long gets pauses as long, for what is
+/// waited for needs the processor, too.
 ///
 /// # Errors
 /// It didn't within `patience`; the message says what was waited for.
 pub fn wait_until<T>(what: &str, patience: Duration, mut check: impl FnMut() -> Option<T>) -> Result<T> {
+    const SHORTEST: Duration = Duration::from_millis(2);
+    const LONGEST: Duration = Duration::from_millis(50);
     let deadline = Instant::now() + patience;
     loop {
+        let start = Instant::now();
         if let Some(value) = check() {
             return Ok(value);
         }
-        if Instant::now() >= deadline {
+        let now = Instant::now();
+        if now >= deadline {
             bail!("waited {patience:?} in vain until {what}");
         }
-        thread::sleep(Duration::from_millis(2));
+        thread::sleep((now - start).clamp(SHORTEST, LONGEST));
     }
 }
