@@ -168,19 +168,17 @@ pub(crate) fn health_check_addresses(
 ) -> Vec<IpAddr> {
     let everywhere = IpAddr::from(Ipv4Addr::UNSPECIFIED);
     let takes_all = |range: &IpNet| range.prefix_len() == 0;
-    match configured {
-        NodePortAddresses::Ranges(ranges) if ranges.iter().any(takes_all) => vec![everywhere],
-        _ => {
-            // A link-local address can't be listened at without saying on which link, and no load balancer has such a way.
-            let is_link_local = |address: &IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
-            let addresses: Vec<_> = node_port_addresses.filter(|address| !is_link_local(address)).collect();
-            // As kube-proxy does where it doesn't find any.
-            if addresses.is_empty() {
-                vec![everywhere]
-            } else {
-                addresses
-            }
-        }
+    if configured.ranges().iter().any(takes_all) {
+        return vec![everywhere];
+    }
+    // A link-local address can't be listened at without saying on which link, and no load balancer has such a way.
+    let is_link_local = |address: &IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let addresses: Vec<_> = node_port_addresses.filter(|address| !is_link_local(address)).collect();
+    // As kube-proxy does where it doesn't find any.
+    if addresses.is_empty() {
+        vec![everywhere]
+    } else {
+        addresses
     }
 }
 

@@ -51,15 +51,11 @@ pub struct Input {
 }
 
 impl InputArgs {
-    /// Reads the configuration, the default without one; what means nothing here, or more than it seems, is logged.
+    /// Reads the configuration, the default without one; what means nothing here, or more than it seems, is told.
     ///
     /// # Errors
     /// Those of [`ProxyConfig::read`].
-    pub fn config(&self) -> Result<ProxyConfig> {
-        self.read_config(|warning| tracing::warn!("{warning}"))
-    }
-
-    fn read_config(&self, warn: impl Fn(String)) -> Result<ProxyConfig> {
+    pub fn config(&self, mut warn: impl FnMut(String)) -> Result<ProxyConfig> {
         let Some(file) = &self.config else {
             return Ok(ProxyConfig::default());
         };
@@ -117,7 +113,7 @@ impl InputArgs {
     /// # Errors
     /// The directory or the configuration can't be read.
     pub fn plan(&self) -> Result<Input> {
-        let config = self.read_config(|warning| eprintln!("{warning}"))?;
+        let config = self.config(|warning| eprintln!("{warning}"))?;
         let directory = self.manifests.as_ref().context("--manifests DIR is missing")?;
         let mut model = Model::new(self.node_name(&config)?);
         let events =
@@ -141,7 +137,7 @@ impl InputArgs {
         local_addresses: &[IpAddr],
         patience: Duration,
     ) -> Result<Input> {
-        let config = self.read_config(|warning| eprintln!("{warning}"))?;
+        let config = self.config(|warning| eprintln!("{warning}"))?;
         let node_name = self.node_name(&config)?;
         let mut model = Model::new(node_name.clone());
         if let Some(directory) = &self.manifests {

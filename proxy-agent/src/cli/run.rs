@@ -1,24 +1,27 @@
 //! `run`: the agent.
 
+mod log;
+mod settings;
+
 use std::{
-    io::{self, IsTerminal as _},
+    fs,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::Pin,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use k8s_openapi::jiff::Timestamp;
 use tokio::sync::mpsc;
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
+use self::settings::Settings;
 use super::input::InputArgs;
 use crate::{
     agent::{Agent, Ending},
-    config::{LocalTraffic, ProxyConfig, parse_healthz_address, parse_metrics_address, timeouts::FlowTimeout},
+    config::{LocalTraffic, ProxyConfig, changed, parse_healthz_address, parse_metrics_address},
     dataplane::{
-        self, Dataplane, LogLevel, Method, Options, cgroup,
+        self, Dataplane, Options, cgroup,
         edge::{EdgePolicy, InterfaceMatch},
         pin::{DEFAULT_PIN_DIRECTORY, PinDirectory},
         sizes::TableSize,
@@ -26,7 +29,7 @@ use crate::{
     },
     events::{self, About, Notice, Recorder, Severity},
     health::{self, Asked, ProxyHealth},
-    metrics::{self, Metrics, ServiceMetrics, SyncMetrics},
+    metrics::{self, Metrics, SyncMetrics},
     model::Model,
     source::{kubernetes::Kubernetes, manifests},
     surfaces::Surfaces,
@@ -34,9 +37,6 @@ use crate::{
 
 /// Events that may wait for the agent's loop.
 const QUEUE: usize = 1024;
-
-/// What is logged unless RUST_LOG says otherwise: kube's client logs each failed attempt, which the watches tell better.
-const LOG: &str = "info,kube_client=off,proxy_ebpf=debug";
 
 /// Serve this node's Services until told to end; what is programmed then goes on forwarding
 #[derive(Debug, Args)]
@@ -52,51 +52,12 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_DIRECTORY)]
     pin_dir: PinDirectory,
 
-    /// Name pattern of devices that lead to pods, whatever they look like; may be repeated
-    #[arg(long = "pod-devices", value_name = "PATTERN")]
-    pod_devices: Vec<glob::Pattern>,
+    /// A ProxyAgentConfiguration file: what a KubeProxyConfiguration has no word for. Flags override it
+    #[arg(long, value_name = "FILE")]
+    agent_config: Option<PathBuf>,
 
-    /// Name pattern of devices that lead to other nodes and clients, whatever they look like; may be repeated
-    #[arg(long = "uplink-devices", value_name = "PATTERN")]
-    uplink_devices: Vec<glob::Pattern>,
-
-    /// Name pattern of devices that lead to other nodes through a tunnel, whatever they look like; may be repeated
-    #[arg(long = "overlay-devices", value_name = "PATTERN")]
-    overlay_devices: Vec<glob::Pattern>,
-
-    /// Name pattern of devices to leave alone, whatever they look like and other patterns say; may be repeated
-    #[arg(long = "ignore-devices", value_name = "PATTERN")]
-    ignored_devices: Vec<glob::Pattern>,
-
-    /// How programs are attached
-    #[arg(long, value_enum, default_value_t = Method::Auto)]
-    attach: Method,
-
-    /// Forward traffic from outside to backends on other nodes by XDP at uplinks: off, auto (in drivers that can do it), native
-    /// or generic, for all devices or by name pattern; may be repeated. Such packets bypass netfilter [default: off]
-    #[arg(long, value_name = "[PATTERN=]MODE")]
-    xdp: Vec<xdp::Rule>,
-
-    /// Whose connections and datagrams to Services are translated before there is a packet: those of the host's processes, of
-    /// all, or nobody's
-    #[arg(long, value_enum, default_value_t = cgroup::Mode::Host)]
-    socket_lb: cgroup::Mode,
-
-    /// Directory of the cgroup (version 2) whose processes --socket-lb is about [default: the root, wherever it is mounted]
-    #[arg(long, value_name = "DIR")]
-    cgroup: Option<PathBuf>,
-
-    /// What the programs in the kernel log: every packet they refuse, or nothing
-    #[arg(long, value_enum, default_value_t = LogLevel::Off)]
-    program_log: LogLevel,
-
-    /// Entries in each family's new flow table; a connection takes two [default: by the machine's memory]
-    #[arg(long, value_name = "ENTRIES", value_parser = clap::value_parser!(u32).range(1024..))]
-    flow_table_size: Option<u32>,
-
-    /// Entries in a new table, by its name in `status`, with or without its family; may be repeated
-    #[arg(long = "table-size", value_name = "NAME=ENTRIES")]
-    table_sizes: Vec<TableSize>,
+    #[command(flatten)]
+    settings: Settings,
 
     /// Where to serve metrics, with port 10249 if none is given [default: metricsBindAddress of the configuration, or
     /// 127.0.0.1:10249]
@@ -108,46 +69,38 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "ADDR[:PORT]", value_parser = parse_healthz_address)]
     healthz_bind_address: Option<SocketAddr>,
 
-    /// Whether metrics tell the traffic of each service port: three time series each
-    #[arg(long, value_enum, default_value_t)]
-    metrics_services: ServiceMetrics,
-
     /// End where it can't listen, instead of trying again every 5 s
     #[arg(long)]
     bind_address_hard_fail: bool,
-
-    /// How long flows of a state are kept without packets, instead of what the configuration or the kernel's conntrack says; may
-    /// be repeated
-    #[arg(long = "flow-timeout", value_name = "STATE=DURATION")]
-    flow_timeouts: Vec<FlowTimeout>,
 }
 
 impl RunArgs {
-    pub(crate) fn run(self) -> Result<()> {
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG));
-        tracing_subscriber::registry()
-            .with(filter)
-            .with(
-                tracing_subscriber::fmt::layer()
-                    .with_writer(io::stderr)
-                    .with_ansi(io::stderr().is_terminal())
-                    .with_target(false),
-            )
-            .init();
+    pub(crate) fn run(mut self) -> Result<()> {
+        let mut warnings = Vec::new();
+        let config = self.config(|warning| warnings.push(warning))?;
+        if let Some(file) = &self.agent_config {
+            self.settings = self.settings.or(Settings::read(file)?);
+        }
+        log::start(config.logging);
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        set_oom_score(config.oom_score_adj);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .context("cannot start the runtime")?;
-        let result = runtime.block_on(self.serve());
+        let result = runtime.block_on(self.serve(config));
         // A task that is busy reading must not hold up the end.
         runtime.shutdown_background();
         result
     }
 
-    async fn serve(self) -> Result<()> {
+    async fn serve(self, config: ProxyConfig) -> Result<()> {
         let ending = Ending::listen()?;
-        let config = self.config()?;
+        let files = [&self.input.config, &self.agent_config].into_iter().flatten();
+        let configured = changed(files.cloned().collect());
         let node_name = self.input.node_name(&config)?;
         let (sender, receiver) = mpsc::channel(QUEUE);
         let source: Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -156,7 +109,7 @@ impl RunArgs {
             source = Box::pin(manifests::watch(directory, sender));
             recorder = Recorder::without_cluster();
         } else {
-            let kubernetes = Kubernetes::new(self.kubeconfig.as_deref(), node_name.clone()).await?;
+            let kubernetes = Kubernetes::new(self.kubeconfig(&config), node_name.clone()).await?;
             recorder = Recorder::start(kubernetes.client(), node_name.clone());
             source = Box::pin(kubernetes.run(sender));
         }
@@ -166,10 +119,10 @@ impl RunArgs {
         tracing::info!(node = node_name, "serving");
         let edges = EdgePolicy {
             node_addresses: Vec::new(),
-            ignored: self.ignored_devices,
-            pods: self.pod_devices,
-            uplinks: self.uplink_devices,
-            overlays: self.overlay_devices,
+            ignored: self.settings.ignore_devices,
+            pods: self.settings.pod_devices,
+            uplinks: self.settings.uplink_devices,
+            overlays: self.settings.overlay_devices,
             local_traffic: match &config.local_traffic {
                 LocalTraffic::ClusterCidr(_) | LocalTraffic::NodeCidr => None,
                 LocalTraffic::BridgeInterface(name) => Some(InterfaceMatch::Name(name.clone())),
@@ -181,9 +134,16 @@ impl RunArgs {
         let node_addresses = Box::new(move |model: &Model| input.node_addresses(&config, model.node()));
         let mut model = Model::new(node_name);
         model.note_trigger_times(Timestamp::now());
-        Agent::new(model, planned, dataplane, edges, node_addresses, surfaces)
-            .run(receiver, ending)
-            .await
+        let agent = Agent::new(model, planned, dataplane, edges, node_addresses, surfaces);
+        tokio::select! {
+            ended = agent.run(receiver, ending) => ended,
+            file = configured => bail!("{}: the configuration has changed: it takes a start to use it", file.display()),
+        }
+    }
+
+    /// The flag's, else the configuration's.
+    fn kubeconfig<'a>(&'a self, config: &'a ProxyConfig) -> Option<&'a Path> {
+        self.kubeconfig.as_deref().or(config.kubeconfig.as_deref())
     }
 
     /// Starts what serves and tells others; the tables are there by now.
@@ -195,9 +155,17 @@ impl RunArgs {
             action: "StartProxy",
             note: String::new(),
         });
-        let (sync, health) = (SyncMetrics::default(), ProxyHealth::default());
+        let (sync, health) = (
+            SyncMetrics::default(),
+            ProxyHealth::with_sync_period(config.sync_period),
+        );
         let hard_fail = config.bind_address_hard_fail;
-        let metrics = Metrics::new(self.pin_dir.clone(), self.metrics_services, &sync, config.to_configz());
+        let metrics = Metrics::new(
+            self.pin_dir.clone(),
+            self.settings.metrics_services.unwrap_or_default(),
+            &sync,
+            config.to_configz(),
+        );
         let refused = |reason: &'static str| {
             let recorder = recorder.clone();
             move |note: &str| recorder.record(Notice::warning(About::Node, reason, "StartProxy", note))
@@ -220,8 +188,8 @@ impl RunArgs {
     }
 
     /// The configuration, with what the flags say in place of its own.
-    fn config(&self) -> Result<ProxyConfig> {
-        let mut config = self.input.config()?;
+    fn config(&self, warn: impl FnMut(String)) -> Result<ProxyConfig> {
+        let mut config = self.input.config(warn)?;
         config.metrics_bind_address = self.metrics_bind_address.or(config.metrics_bind_address);
         config.healthz_bind_address = self.healthz_bind_address.or(config.healthz_bind_address);
         config.bind_address_hard_fail |= self.bind_address_hard_fail;
@@ -230,25 +198,35 @@ impl RunArgs {
 
     fn options(&self, config: &ProxyConfig) -> Options {
         let mut options = Options::new(self.pin_dir.clone());
-        options.attach = self.attach;
-        options.log = self.program_log;
+        let settings = &self.settings;
+        options.attach = settings.attach.unwrap_or_default();
+        options.log = settings.program_log.unwrap_or_default();
         options.sockets = cgroup::Policy {
-            mode: self.socket_lb,
-            cgroup: self.cgroup.clone(),
+            mode: settings.socket_lb.unwrap_or_default(),
+            cgroup: settings.cgroup.clone(),
         };
-        options.xdp = xdp::Policy(self.xdp.clone());
-        for timeout in config.flow_timeouts.iter().chain(&self.flow_timeouts) {
+        options.xdp = xdp::Policy(settings.xdp.clone());
+        for timeout in config.flow_timeouts.iter().chain(&settings.flow_timeouts) {
             timeout.apply(&mut options.timeouts);
         }
-        for TableSize { tables, entries } in &self.table_sizes {
+        for TableSize { tables, entries } in &settings.table_sizes {
             let sizes = tables.iter().map(|table| (table.clone(), *entries));
             options.table_sizes.extend(sizes);
         }
-        if let Some(entries) = self.flow_table_size {
+        if let Some(entries) = settings.flow_table_size {
             for table in ["flows_v4", "flows_v6"] {
                 options.table_sizes.insert(table.to_owned(), entries);
             }
         }
         options
+    }
+}
+
+/// As the configuration says (behaviour.md 8.9). A value below that of the container takes CAP_SYS_RESOURCE, which a pod that is
+/// critical to its node has no need of: the kubelet protects it.
+fn set_oom_score(score: Option<i32>) {
+    let Some(score) = score else { return };
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", score.to_string()) {
+        tracing::warn!("oomScoreAdj {score} can't be set: {error}; it is left to whoever started this process");
     }
 }

@@ -1,9 +1,11 @@
 //! The configuration in use, in the words of kube-proxy's file: what `/configz` shows (behaviour.md 8.7).
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::{
-    LocalTraffic, NodePortAddresses, ProxyConfig,
+    LocalTraffic, ProxyConfig,
     file::{KIND, VERSION},
 };
 
@@ -19,10 +21,6 @@ impl ProxyConfig {
             LocalTraffic::BridgeInterface(name) => ("BridgeInterface", String::new(), name.as_str(), ""),
             LocalTraffic::InterfaceNamePrefix(prefix) => ("InterfaceNamePrefix", String::new(), "", prefix.as_str()),
         };
-        let node_port_addresses = match &self.node_port_addresses {
-            NodePortAddresses::Primary => json!(["primary"]),
-            NodePortAddresses::Ranges(ranges) => json!(ranges),
-        };
         json!({SECTION: {
             "apiVersion": VERSION,
             "kind": KIND,
@@ -34,8 +32,17 @@ impl ProxyConfig {
             "clusterCIDR": ranges,
             "detectLocalMode": mode,
             "detectLocal": {"bridgeInterface": bridge, "interfaceNamePrefix": prefix},
-            "nodePortAddresses": node_port_addresses,
-            "iptables": {"masqueradeAll": self.masquerade_all},
+            "nodePortAddresses": self.node_port_addresses.to_texts(),
+            "clientConnection": {"kubeconfig": self.kubeconfig.as_deref().unwrap_or(Path::new(""))},
+            "iptables": {
+                "masqueradeAll": self.masquerade_all,
+                "syncPeriod": format!("{}ns", self.sync_period.as_nanos()),
+            },
+            "logging": {
+                "format": if self.logging.is_json { "json" } else { "text" },
+                "verbosity": self.logging.verbosity,
+            },
+            "oomScoreAdj": self.oom_score_adj,
         }})
     }
 }
@@ -47,7 +54,10 @@ fn join(ranges: &[ipnet::IpNet]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::config::{Logging, NodePortAddresses};
 
     /// behaviour.md 8.7: what is shown is a file that means the same.
     #[test]
@@ -64,6 +74,13 @@ mod tests {
                 node_port_addresses: NodePortAddresses::Ranges(vec!["192.0.2.0/24".parse().unwrap()]),
                 masquerade_all: true,
                 bind_address_hard_fail: true,
+                kubeconfig: Some("/var/lib/kube-proxy/kubeconfig.conf".into()),
+                sync_period: Duration::from_millis(1500),
+                oom_score_adj: Some(-999),
+                logging: Logging {
+                    verbosity: 4,
+                    is_json: true,
+                },
                 ..ProxyConfig::default()
             },
             ProxyConfig {

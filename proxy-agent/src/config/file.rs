@@ -9,11 +9,13 @@ use serde_json::Value;
 pub(super) const VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 pub(super) const KIND: &str = "KubeProxyConfiguration";
 
-/// Fields that mean something here, by path; the others are read only to say that they don't.
-const WITH_MEANING: [&str; 17] = [
+/// Fields that mean something here, by path, besides those of the section of the mode; the others are read only to say that they
+/// don't.
+const WITH_MEANING: [&str; 20] = [
     "apiVersion",
     "bindAddress",
     "bindAddressHardFail",
+    "clientConnection.kubeconfig",
     "clusterCIDR",
     "conntrack.tcpCloseWaitTimeout",
     "conntrack.tcpEstablishedTimeout",
@@ -25,11 +27,12 @@ const WITH_MEANING: [&str; 17] = [
     "healthzBindAddress",
     "hostnameOverride",
     "kind",
+    "logging.format",
+    "logging.verbosity",
     "metricsBindAddress",
     "nodePortAddresses",
-    "iptables.masqueradeAll",
+    "oomScoreAdj",
 ];
-const WITH_MEANING_IN_NFTABLES_MODE: &str = "nftables.masqueradeAll";
 
 /// The whole file.
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -38,8 +41,8 @@ pub(super) struct KubeProxyConfiguration {
     api_version: Option<String>,
     kind: Option<String>,
     feature_gates: Option<BTreeMap<String, bool>>,
-    client_connection: ClientConnection,
-    logging: Option<Value>,
+    pub(super) client_connection: ClientConnection,
+    pub(super) logging: Logging,
     pub(super) hostname_override: Option<String>,
     pub(super) bind_address: Option<String>,
     pub(super) healthz_bind_address: Option<String>,
@@ -49,7 +52,7 @@ pub(super) struct KubeProxyConfiguration {
     show_hidden_metrics_for_version: Option<String>,
     mode: Option<String>,
     pub(super) iptables: IpTables,
-    ipvs: Ipvs,
+    pub(super) ipvs: Ipvs,
     pub(super) nftables: NfTables,
     winkernel: WinKernel,
     pub(super) detect_local_mode: Option<String>,
@@ -57,7 +60,7 @@ pub(super) struct KubeProxyConfiguration {
     #[serde(rename = "clusterCIDR")]
     pub(super) cluster_cidr: Option<String>,
     pub(super) node_port_addresses: Option<Vec<String>>,
-    oom_score_adj: Option<i32>,
+    pub(super) oom_score_adj: Option<i32>,
     pub(super) conntrack: Conntrack,
     config_sync_period: Option<String>,
     port_range: Option<String>,
@@ -66,8 +69,8 @@ pub(super) struct KubeProxyConfiguration {
 
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-struct ClientConnection {
-    kubeconfig: Option<String>,
+pub(super) struct ClientConnection {
+    pub(super) kubeconfig: Option<String>,
     accept_content_types: Option<String>,
     content_type: Option<String>,
     qps: Option<f32>,
@@ -80,7 +83,9 @@ pub(super) struct IpTables {
     pub(super) masquerade_all: Option<bool>,
     masquerade_bit: Option<i32>,
     localhost_node_ports: Option<bool>,
-    sync_period: Option<String>,
+    #[serde(rename = "snatNodeInternalIP")]
+    snat_node_internal_ip: Option<bool>,
+    pub(super) sync_period: Option<String>,
     min_sync_period: Option<String>,
 }
 
@@ -89,14 +94,48 @@ pub(super) struct IpTables {
 pub(super) struct NfTables {
     pub(super) masquerade_all: Option<bool>,
     masquerade_bit: Option<i32>,
-    sync_period: Option<String>,
+    pub(super) sync_period: Option<String>,
     min_sync_period: Option<String>,
+}
+
+/// `k8s.io/component-base/logs/api/v1`.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct Logging {
+    pub(super) format: Option<String>,
+    /// A duration, or nanoseconds
+    flush_frequency: Option<Value>,
+    pub(super) verbosity: Option<u32>,
+    vmodule: Option<Vec<VModule>>,
+    options: LoggingOptions,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct VModule {
+    file_pattern: String,
+    verbosity: u32,
 }
 
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-struct Ipvs {
-    sync_period: Option<String>,
+struct LoggingOptions {
+    text: LoggingStreams,
+    json: LoggingStreams,
+}
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+struct LoggingStreams {
+    split_stream: Option<bool>,
+    /// A quantity: a text, or a number
+    info_buffer_size: Option<Value>,
+}
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct Ipvs {
+    pub(super) sync_period: Option<String>,
     min_sync_period: Option<String>,
     scheduler: Option<String>,
     #[serde(rename = "excludeCIDRs")]
@@ -155,17 +194,55 @@ impl KubeProxyConfiguration {
         self.mode.as_deref().unwrap_or_default()
     }
 
+    /// The paths of all fields there are.
+    #[cfg(test)]
+    pub(super) fn fields() -> Vec<String> {
+        fn collect(path: &str, value: &Value, found: &mut Vec<String>) {
+            match value {
+                Value::Object(fields) => {
+                    let separator = if path.is_empty() { "" } else { "." };
+                    for (name, value) in fields {
+                        collect(&format!("{path}{separator}{name}"), value, found);
+                    }
+                }
+                _ => found.push(path.to_owned()),
+            }
+        }
+        let mut found = Vec::new();
+        collect(
+            "",
+            &serde_json::to_value(Self::default()).expect("names are texts"),
+            &mut found,
+        );
+        found
+    }
+
     /// Fields that are set to something, but mean nothing here.
     pub(super) fn without_meaning(&self) -> Vec<String> {
         let mut found = Vec::new();
         if let Ok(value) = serde_json::to_value(self) {
             collect_set("", &value, &mut found);
         }
-        found.retain(|path| {
-            let nftables = self.mode() == "nftables" && path == WITH_MEANING_IN_NFTABLES_MODE;
-            !nftables && !WITH_MEANING.contains(&path.as_str())
-        });
+        let sync_period = format!("{}.syncPeriod", self.section());
+        let masquerade_all = format!("{}.masqueradeAll", self.masquerade_section());
+        found.retain(|path| !WITH_MEANING.contains(&path.as_str()) && ![&sync_period, &masquerade_all].contains(&path));
         found
+    }
+
+    /// The section whose `masqueradeAll` counts: that of iptables is ipvs mode's, too.
+    fn masquerade_section(&self) -> &str {
+        match self.section() {
+            "ipvs" => "iptables",
+            section => section,
+        }
+    }
+
+    /// The section of the mode.
+    fn section(&self) -> &str {
+        match self.mode() {
+            "" => "iptables",
+            mode => mode,
+        }
     }
 }
 

@@ -11,9 +11,6 @@ use serde::Serialize;
 
 use crate::model::Family;
 
-/// How long a change may wait to be written: twice kube-proxy's `syncPeriod`, whose default is 30 s.
-const TIMEOUT: Duration = Duration::from_mins(1);
-
 /// How Go writes the time of something that never happened; clients of kube-proxy know it.
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
@@ -35,11 +32,13 @@ impl Moment {
 }
 
 /// The health of the proxy; clones share it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ProxyHealth(Arc<Mutex<State>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    /// How long a change may wait to be written
+    timeout: Duration,
     /// Of families that were written once
     updated: BTreeMap<Family, Moment>,
     /// Since when a change of the family waits
@@ -54,7 +53,7 @@ impl State {
             .queued
             .get(&family)
             .map(|since| now.steady.saturating_duration_since(*since));
-        !self.updated.contains_key(&family) || waits.is_none_or(|waits| waits < TIMEOUT)
+        !self.updated.contains_key(&family) || waits.is_none_or(|waits| waits < self.timeout)
     }
 }
 
@@ -81,7 +80,24 @@ struct FamilyReport {
     healthy: bool,
 }
 
+/// With kube-proxy's default of 30 s.
+impl Default for ProxyHealth {
+    fn default() -> Self {
+        Self::with_sync_period(Duration::from_secs(30))
+    }
+}
+
 impl ProxyHealth {
+    /// Nothing has come yet. A change may wait for two of these periods (behaviour.md 8.4).
+    pub fn with_sync_period(sync_period: Duration) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            timeout: sync_period.saturating_mul(2),
+            updated: BTreeMap::new(),
+            queued: BTreeMap::new(),
+            is_eligible: false,
+        })))
+    }
+
     /// Something came that has to be written.
     pub fn queued(&self, family: Family, now: Moment) {
         self.lock().queued.entry(family).or_insert(now.steady);

@@ -89,13 +89,11 @@ pub(super) fn primary(node_addresses: &[IpAddr]) -> impl Iterator<Item = IpAddr>
 }
 
 fn node_port_addresses(wanted: &NodePortAddresses, node: &[IpAddr], local: &[IpAddr]) -> BTreeSet<IpAddr> {
-    let ranges = match wanted {
-        NodePortAddresses::Primary => primary(node)
-            .filter(|address| !address.is_loopback())
-            .map(IpNet::from)
-            .collect(),
-        NodePortAddresses::Ranges(ranges) => ranges.clone(),
-    };
+    let mut ranges = wanted.ranges().to_vec();
+    if !matches!(wanted, NodePortAddresses::Ranges(_)) {
+        let primary = primary(node).filter(|address| !address.is_loopback());
+        ranges.extend(primary.map(IpNet::from));
+    }
     let usable = local.iter().filter(|address| !address.is_loopback());
     let wanted = usable.filter(|address| is_wanted(&ranges, address));
     wanted.copied().collect()
@@ -115,11 +113,9 @@ fn is_wanted(ranges: &[IpNet], address: &IpAddr) -> bool {
 /// addresses without these.
 fn loopback(wanted: &NodePortAddresses) -> BTreeSet<IpAddr> {
     let all: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-    let is_wanted = |address: &IpAddr| match wanted {
-        NodePortAddresses::Primary => true,
-        NodePortAddresses::Ranges(ranges) => is_wanted(ranges, address),
-    };
-    all.into_iter().filter(is_wanted).collect()
+    all.into_iter()
+        .filter(|address| is_wanted(wanted.ranges(), address))
+        .collect()
 }
 
 /// The ranges without those that are within others, neighbours joined; sorted.
