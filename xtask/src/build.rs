@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{process, setup, setup::Toolchain, workspace};
+use crate::{image, process, setup, setup::Toolchain, workspace};
 
 /// Flags of the kernel programs: debug information becomes BTF, which names the maps' fields for bpftool; v3 has atomics
 /// with results and 32-bit jumps (kernel 5.12).
@@ -27,6 +27,9 @@ pub(crate) struct Options {
     /// Also builds target/other-layout/proxy-agent, which has other tables: for the tests of upgrades
     #[arg(long)]
     other_layout: bool,
+    /// Also packs target/image/proxy-agent-dev.tar, of the agent without optimisations: for the tests of the image
+    #[arg(long)]
+    image: bool,
 }
 
 /// How the programs of user space are optimised. The kernel programs always are.
@@ -48,6 +51,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let toolchain = setup::toolchain()?;
     if options.other_layout {
         other_layout(&toolchain)?;
+    }
+    if options.image {
+        image::for_tests(&toolchain)?;
     }
     let agent = all(&toolchain, profile)?;
     println!("{}", agent.display());
@@ -109,7 +115,13 @@ pub(crate) fn ebpf_cargo<'a>(command: &'a mut Command, toolchain: &Toolchain) ->
         .env("CARGO", &toolchain.compiler.cargo)
         // `-Z build-std` is unstable; the library source is of the same release as the compiler.
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("RUSTFLAGS", EBPF_FLAGS)
+        .env(
+            "RUSTFLAGS",
+            format!(
+                "{EBPF_FLAGS} {}",
+                workspace::prefix_maps("--remap-path-prefix=").join(" ")
+            ),
+        )
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &toolchain.linker)
         .env("CARGO_TARGET_DIR", workspace::ebpf_target())
         // Those of the toolchain that runs this task.

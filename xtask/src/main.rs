@@ -1,6 +1,8 @@
 //! The project's tasks, run as `cargo xtask TASK`: one file a task.
 
 mod build;
+mod image;
+mod kind;
 mod lab;
 mod process;
 mod rules;
@@ -27,6 +29,11 @@ enum Task {
     Setup,
     /// Builds the kernel programs and the agent
     Build(build::Options),
+    /// Builds the agent's container image as an archive that kind and podman load: no container engine needed
+    Image(image::Options),
+    /// Tries the proxy in a cluster of kind's: ClusterIPs, nodePorts, load balancers, policies, affinity, a restart under load, and
+    /// Kubernetes' own suite where it is at hand. Status 77 where there is no kind or no container engine
+    Kind(kind::Options),
     /// Shows the proxy at work in a lab of network namespaces: no cluster needed (root)
     #[command(disable_help_flag = true)]
     Demo(Passed),
@@ -63,6 +70,8 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Setup => setup::run(),
         Task::Build(options) => build::run(&options),
+        Task::Image(options) => image::run(&options),
+        Task::Kind(options) => kind::run(&options),
         Task::Demo(passed) => lab::run("demo", &passed.arguments, build::Profile::Dev),
         Task::Lab(passed) => lab::run("lab", &passed.arguments, build::Profile::Dev),
         Task::Test => Ok(test::run()),

@@ -2,6 +2,7 @@
 //!
 //! Nothing is downloaded past the package managers: what can't be installed here is printed as exact commands.
 
+pub(crate) mod clang;
 mod compiler;
 mod linker;
 mod packages;

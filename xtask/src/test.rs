@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     build::{self, Profile},
-    process, rules, setup,
+    image, process, rules, setup,
     setup::Toolchain,
     workspace,
 };
@@ -46,6 +46,7 @@ fn run_all(tally: &mut Tally) -> Result<()> {
         eprintln!("missing: {problem}");
     }
     build::other_layout(&toolchain)?;
+    image::for_tests(&toolchain)?;
     let agent = build::all(&toolchain, Profile::Dev)?;
     check_formatting(tally);
     check_lints(&toolchain, tally);

@@ -36,6 +36,13 @@ pub(crate) fn ebpf_object() -> PathBuf {
     ebpf_target().join("proxy-ebpf.o")
 }
 
+/// Where cargo keeps the sources of other crates.
+pub(crate) fn cargo_home() -> Option<PathBuf> {
+    env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")))
+}
+
 /// The cargo that runs this task.
 pub(crate) fn cargo() -> PathBuf {
     env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
@@ -49,4 +56,13 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
         .map(|directory| directory.join(name))
         .find(|file| file.is_file())
+}
+
+/// Arguments of compilers that hide where this was built: what is built elsewhere is the same. `option` takes `FROM=TO`.
+pub(crate) fn prefix_maps(option: &str) -> Vec<String> {
+    let places = [(Some(root().to_owned()), "/source"), (cargo_home(), "/cargo")];
+    let known = places.into_iter().filter_map(|(from, to)| Some((from?, to)));
+    known
+        .map(|(from, to)| format!("{option}{}={to}", from.display()))
+        .collect()
 }

@@ -1,7 +1,7 @@
 //! bpf-linker. It must be built on the LLVM of the compiler: older ones can't read newer bitcode.
 
 use std::{
-    env, fs,
+    fs,
     io::Write as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -37,11 +37,11 @@ pub(super) fn find(compiler: &Compiler) -> Result<Option<PathBuf>> {
 /// Where [`install`] puts the linker: with the user's other tools, or, if one that doesn't fit is there, with what is
 /// built of this workspace.
 fn places() -> [PathBuf; 2] {
-    let cargo_home = env::var_os("CARGO_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")))
-        .unwrap_or_default();
-    [cargo_home, workspace::root().join("target/tools")].map(|root| root.join("bin/bpf-linker"))
+    [
+        workspace::cargo_home().unwrap_or_default(),
+        workspace::root().join("target/tools"),
+    ]
+    .map(|root| root.join("bin/bpf-linker"))
 }
 
 fn compile_probe(compiler: &Compiler, bitcode: &Path) -> Result<()> {
