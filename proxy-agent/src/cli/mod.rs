@@ -4,6 +4,7 @@ mod cleanup;
 mod flows;
 pub mod input;
 mod listing;
+mod mount_bpffs;
 mod plan;
 mod run;
 mod services;
@@ -42,6 +43,7 @@ enum Command {
     Flows(flows::FlowsArgs),
     Status(status::StatusArgs),
     Cleanup(cleanup::CleanupArgs),
+    MountBpffs(mount_bpffs::MountBpffsArgs),
 }
 
 impl Cli {
@@ -58,6 +60,7 @@ impl Cli {
             Command::Flows(arguments) => arguments.run(),
             Command::Status(arguments) => arguments.run(),
             Command::Cleanup(arguments) => arguments.run(),
+            Command::MountBpffs(arguments) => arguments.run(),
         }
     }
 }

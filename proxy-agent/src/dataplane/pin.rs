@@ -23,7 +23,7 @@ use super::generation::Generation;
 pub const DEFAULT_PIN_DIRECTORY: &str = "/sys/fs/bpf/proxy-agent";
 
 /// `BPF_FS_MAGIC` (include/uapi/linux/magic.h).
-const BPF_FS_MAGIC: nix::sys::statfs::FsType = nix::sys::statfs::FsType(0xcafe_4a11);
+pub(crate) const BPF_FS_MAGIC: nix::sys::statfs::FsType = nix::sys::statfs::FsType(0xcafe_4a11);
 
 /// Paths below the pin directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
