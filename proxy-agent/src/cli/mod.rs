@@ -1,6 +1,7 @@
 //! The command line (kept stable: tools and tests depend on it). One subcommand a file.
 
 mod cleanup;
+mod documentation;
 mod flows;
 pub mod input;
 mod listing;
@@ -44,6 +45,8 @@ enum Command {
     Status(status::StatusArgs),
     Cleanup(cleanup::CleanupArgs),
     MountBpffs(mount_bpffs::MountBpffsArgs),
+    Completions(documentation::CompletionsArgs),
+    Man(documentation::ManArgs),
 }
 
 impl Cli {
@@ -61,6 +64,8 @@ impl Cli {
             Command::Status(arguments) => arguments.run(),
             Command::Cleanup(arguments) => arguments.run(),
             Command::MountBpffs(arguments) => arguments.run(),
+            Command::Completions(arguments) => arguments.run(),
+            Command::Man(arguments) => arguments.run(),
         }
     }
 }
