@@ -23,6 +23,8 @@ use crate::{
         edge::{Class, EdgePolicy, Network, Role, WhyNot, classes, edges, host_addresses, unserved},
         network::NetworkWatch,
     },
+    health::Moment,
+    inquiry::{About, AgentDetail, Question, Questions, ServiceDetail},
     model::{Changes, Model, Problem, ServiceView},
     plan::{NodePlan, PlanContext, Planner, Update},
     source::Event,
@@ -128,7 +130,12 @@ impl Agent {
     ///
     /// # Errors
     /// If the source ends, or the kernel no longer tells of devices.
-    pub async fn run(mut self, mut events: Receiver<Event>, mut ending: Ending) -> Result<()> {
+    pub async fn run(
+        mut self,
+        mut events: Receiver<Event>,
+        mut questions: Questions,
+        mut ending: Ending,
+    ) -> Result<()> {
         let mut network = NetworkWatch::open()?;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -158,6 +165,10 @@ impl Agent {
                         self.look_at_devices(&mut network).await;
                     }
                 }
+                question = questions.next() => {
+                    self.answer(question);
+                    continue;
+                }
                 _ = tick.tick() => {
                     let was_failing = !self.dataplane.problems().is_empty();
                     self.dataplane.tick(dataplane::now());
@@ -183,6 +194,35 @@ impl Agent {
             }
             self.tell_problems();
         }
+    }
+
+    /// Whoever asked may have gone.
+    fn answer(&self, question: Question) {
+        match question {
+            Question::Agent(answer) => drop(answer.send(self.detail())),
+            Question::Services(about, answer) => drop(answer.send(self.services(&about))),
+        }
+    }
+
+    fn detail(&self) -> AgentDetail {
+        let health = self.surfaces.health();
+        AgentDetail {
+            node: self.model.node_name().to_owned(),
+            synced: self.synced,
+            healthy: health.is_healthy(Moment::now()),
+            node_eligible: health.is_eligible(),
+            last_sync: health.last_updated().map(|time| time.to_string()),
+            services: self.model.services().count(),
+            made_good: self.dataplane.reconciled(),
+            problems: self.told.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    fn services(&self, about: &About) -> Vec<ServiceDetail> {
+        let asked = self.model.services().filter(|view| about.is(*view));
+        let mut details: Vec<_> = asked.map(|view| ServiceDetail::of(view, &self.told)).collect();
+        details.sort_unstable_by_key(ServiceDetail::name);
+        details
     }
 
     fn take_in(&mut self, event: Event) {

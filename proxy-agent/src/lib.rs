@@ -9,6 +9,7 @@ pub mod dataplane;
 pub mod events;
 pub mod health;
 mod http;
+pub mod inquiry;
 pub mod metrics;
 pub mod model;
 pub mod plan;

@@ -50,6 +50,11 @@ impl Surfaces {
         }
     }
 
+    /// The proxy's health.
+    pub(crate) const fn health(&self) -> &ProxyHealth {
+        &self.health
+    }
+
     /// Something was told by the source (behaviour.md 8.4, 9.9).
     pub(crate) fn told(&self, event: &Event) {
         match event {

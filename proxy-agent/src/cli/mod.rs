@@ -1,5 +1,6 @@
 //! The command line (kept stable: tools and tests depend on it). One subcommand a file.
 
+mod ask;
 mod cleanup;
 mod documentation;
 mod flows;

@@ -29,6 +29,7 @@ use crate::{
     },
     events::{self, About, Notice, Recorder, Severity},
     health::{self, Asked, ProxyHealth},
+    inquiry::{self, Inquirer},
     metrics::{self, Metrics, SyncMetrics},
     model::Model,
     source::{kubernetes::Kubernetes, manifests},
@@ -114,7 +115,8 @@ impl RunArgs {
             source = Box::pin(kubernetes.run(sender));
         }
         let dataplane = Dataplane::open(self.options(&config), dataplane::now())?;
-        let surfaces = self.surfaces(&config, recorder)?;
+        let (inquirer, questions) = inquiry::channel();
+        let surfaces = self.surfaces(&config, recorder, inquirer)?;
         tokio::spawn(source);
         tracing::info!(node = node_name, "serving");
         let edges = EdgePolicy {
@@ -136,7 +138,7 @@ impl RunArgs {
         model.note_trigger_times(Timestamp::now());
         let agent = Agent::new(model, planned, dataplane, edges, node_addresses, surfaces);
         tokio::select! {
-            ended = agent.run(receiver, ending) => ended,
+            ended = agent.run(receiver, questions, ending) => ended,
             file = configured => bail!("{}: the configuration has changed: it takes a start to use it", file.display()),
         }
     }
@@ -147,7 +149,7 @@ impl RunArgs {
     }
 
     /// Starts what serves and tells others; the tables are there by now.
-    fn surfaces(&self, config: &ProxyConfig, recorder: Recorder) -> Result<Surfaces> {
+    fn surfaces(&self, config: &ProxyConfig, recorder: Recorder, inquirer: Inquirer) -> Result<Surfaces> {
         recorder.record(Notice {
             about: About::Node,
             severity: Severity::Normal,
@@ -172,6 +174,7 @@ impl RunArgs {
         };
         metrics::serve(
             metrics,
+            inquirer,
             config.metrics_address(),
             hard_fail,
             refused("FailedToStartMetricServer"),

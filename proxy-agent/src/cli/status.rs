@@ -2,19 +2,23 @@
 
 use std::{fmt::Write as _, path::PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use clap::Args;
 use serde::Serialize;
 
 use super::{
+    ask::AskArgs,
     input::InputArgs,
     listing::{ListingArgs, or_dash, table},
     verify::{self, Verification},
 };
-use crate::dataplane::{
-    cgroup::{Mode, SocketHook},
-    inspect::{self, Status},
-    kube_proxy::ADVICE,
+use crate::{
+    dataplane::{
+        cgroup::{Mode, SocketHook},
+        inspect::{self, Status},
+        kube_proxy::ADVICE,
+    },
+    inquiry::AgentDetail,
 };
 
 /// Show the agent, the devices and their programs, how full the tables are, and what happened to packets
@@ -22,6 +26,9 @@ use crate::dataplane::{
 pub(super) struct StatusArgs {
     #[command(flatten)]
     listing: ListingArgs,
+
+    #[command(flatten)]
+    agent: AskArgs,
 
     /// Compare the tables with what is planned from the manifests or the API server, told as to `run`; ends with status 1 if
     /// they differ
@@ -42,6 +49,8 @@ pub(super) struct StatusArgs {
 struct Report {
     #[serde(flatten)]
     status: Status,
+    /// What the agent says of itself; `null` if none runs, or answers
+    health: Option<AgentDetail>,
     #[serde(skip_serializing_if = "Option::is_none")]
     verification: Option<Verification>,
 }
@@ -58,16 +67,60 @@ impl StatusArgs {
             .verify
             .then(|| verify::verify(&tables, &self.input, self.kubeconfig.as_deref()))
             .transpose()?;
-        let report = Report { status, verification };
+        let health = if status.agent.running {
+            self.agent.agent()
+        } else {
+            Err(anyhow!("no agent runs"))
+        };
+        let unknown = health.as_ref().err().map(|error| format!("{error:#}"));
+        let report = Report {
+            status,
+            health: health.ok(),
+            verification,
+        };
         self.listing.print(&report, |report| {
             let verification = report.verification.as_ref().map_or_else(String::new, verify::text);
-            text(&report.status) + &verification
+            text(
+                &report.status,
+                report.health.as_ref().ok_or(unknown.as_deref().unwrap_or_default()),
+            ) + &verification
         })?;
         report.verification.map_or(Ok(()), Verification::into_result)
     }
 }
 
-fn text(status: &Status) -> String {
+/// What the agent says of itself, a line for all, and one for each problem; or why it doesn't.
+fn health(health: Result<&AgentDetail, &str>) -> String {
+    let health = match health {
+        Ok(health) => health,
+        Err(reason) => return format!("Health: not known, {reason}\n"),
+    };
+    let proxy = match (health.synced, health.healthy) {
+        (false, _) => "waiting for Services and EndpointSlices to be listed",
+        (true, true) => "healthy",
+        (true, false) => "unhealthy, changes have been waiting for more than a minute",
+    };
+    let node = if health.node_eligible {
+        "load balancers may use it"
+    } else {
+        "load balancers are told not to use it"
+    };
+    let last = health.last_sync.as_deref().unwrap_or("never");
+    let made_good = match health.made_good {
+        0 => String::new(),
+        entries => format!("; {entries} entries that something else had changed were made good"),
+    };
+    let mut text = format!(
+        "Health: {proxy}; node {}, {node}\nLast sync: {last}, {} Services{made_good}\n",
+        health.node, health.services
+    );
+    for problem in &health.problems {
+        writeln!(text, "Problem: {problem}").expect("a string takes everything");
+    }
+    text
+}
+
+fn text(status: &Status, told: Result<&AgentDetail, &str>) -> String {
     let agent = match (status.agent.running, status.agent.process) {
         (true, Some(process)) => format!("running, process {process}"),
         (true, None) => "running".to_owned(),
@@ -116,12 +169,13 @@ fn text(status: &Status) -> String {
             masquerade.join("\n"),
         ]);
     }
-    let mut fills = table(["TABLE", "ENTRIES", "ROOM FOR"]);
+    let mut fills = table(["TABLE", "ENTRIES", "ROOM FOR", "FULL"]);
     for fill in &status.tables {
         fills.add_row([
             fill.name.to_owned(),
             fill.entries.to_string(),
             fill.max_entries.to_string(),
+            format!("{}%", fill.percent()),
         ]);
     }
     let mut reasons = table(["PACKETS", "BYTES", "WHAT HAPPENED"]);
@@ -143,9 +197,9 @@ fn text(status: &Status) -> String {
             previous.flows
         )
     });
-    let kube_proxy = kube_proxy(status);
+    let (health, kube_proxy) = (health(told), kube_proxy(status));
     format!(
-        "Pin directory: {} (layout version {})\nAgent: {agent}\n{previous}Sockets of processes: {attached}\n{kube_proxy}\n{devices}\n\n\
+        "Pin directory: {} (layout version {})\nAgent: {agent}\n{health}{previous}Sockets of processes: {attached}\n{kube_proxy}\n{devices}\n\n\
          {fills}\n\n{reasons}",
         status.pin_directory.display(),
         status.layout_version,

@@ -100,9 +100,9 @@ pub fn tick(now: Duration) -> u32 {
     u32::try_from(now.as_nanos() >> TICK_SHIFT).unwrap_or(u32::MAX)
 }
 
-/// Where a table is fuller than this, in quarters, flows that nobody has answered go after [`PRESSED`].
+/// Where a table is fuller than this, in quarters, flows that nobody has answered and those that are over go after [`PRESSED`].
 const PRESSURE: u64 = 3;
-/// How long an unanswered flow is kept under pressure: a client has then asked three times (RFC 6298, 2 and 5.5).
+/// How long such a flow is kept under pressure: a client has then asked three times (RFC 6298, 2 and 5.5).
 const PRESSED: u32 = Timeouts::ticks(10);
 
 /// Whether a table of so many entries is fuller than it should be.
@@ -115,6 +115,7 @@ fn pressed(timeouts: &Timeouts) -> Timeouts {
     Timeouts {
         tcp_opening: timeouts.tcp_opening.min(PRESSED),
         tcp_answered: timeouts.tcp_answered.min(PRESSED),
+        tcp_closing: timeouts.tcp_closing.min(PRESSED),
         udp_opening: timeouts.udp_opening.min(PRESSED),
         ..*timeouts
     }

@@ -113,7 +113,8 @@ pub(super) struct MapInfo {
     pub(super) key_size: u32,
     /// Size of a value in bytes
     pub(super) value_size: u32,
-    max_entries: u32,
+    /// How many entries it has room for
+    pub(super) max_entries: u32,
     map_flags: u32,
     name: [u8; 16],
 }

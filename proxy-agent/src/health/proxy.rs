@@ -115,6 +115,16 @@ impl ProxyHealth {
         self.lock().is_eligible = is_eligible;
     }
 
+    /// Whether load balancers may send to this node.
+    pub fn is_eligible(&self) -> bool {
+        self.lock().is_eligible
+    }
+
+    /// When all that came had last been written, if it ever was.
+    pub fn last_updated(&self) -> Option<Timestamp> {
+        self.lock().updated.values().map(|updated| updated.wall).max()
+    }
+
     /// Whether no change has been waiting for too long, whatever the node is.
     pub fn is_healthy(&self, now: Moment) -> bool {
         let state = self.lock();

@@ -217,6 +217,11 @@ impl Model {
         self.entries.iter().filter_map(|(name, entry)| view(name, entry))
     }
 
+    /// Name of this node.
+    pub fn node_name(&self) -> &str {
+        &self.node_name
+    }
+
     /// This node.
     pub const fn node(&self) -> &Node {
         &self.node

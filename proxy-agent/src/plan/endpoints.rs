@@ -45,6 +45,11 @@ impl<'a> Candidates<'a> {
         Self(found)
     }
 
+    /// All of them, used or not, in the order of their addresses.
+    pub fn all(&self) -> impl Iterator<Item = (SocketAddr, &'a Endpoint)> + '_ {
+        self.0.iter().map(|(address, endpoint)| (*address, *endpoint))
+    }
+
     /// The list for traffic policy Cluster (behaviour.md 2.6): the ready endpoints that the hints leave; if there are
     /// none, those that still serve while they terminate.
     pub fn cluster(&self, node: &Node) -> Vec<SocketAddr> {

@@ -55,7 +55,7 @@ fn flow(port: u16) -> [Half; 2] {
         other_port: port,
         service: 1,
         last_seen: dataplane::collect::tick(dataplane::now()),
-        history: history::SEEN,
+        history: history::SEEN | history::CONFIRMED,
         ..FlowValue::default()
     };
     let twin = FlowValue {
@@ -163,6 +163,38 @@ fn flows_that_do_not_fit_stay_until_there_is_room() {
     let rest = flows(&sandbox);
     assert_eq!(moved.len() + rest.len(), before.len());
     assert!(rest.keys().all(|key| !moved.contains_key(key)));
+}
+
+/// New flows find room after a takeover: what could be given up for them fills three quarters of the table at most.
+#[test]
+fn flows_that_are_over_leave_room_for_new_ones() {
+    let sandbox = sandbox!();
+    sandbox.add_pod("pod1");
+    serve(&mut open(&sandbox, 1024));
+    let before = fill(&sandbox, 40_000..40_200);
+    let mut tables = kernel::open(&sandbox.pin()).expect("tables");
+    for (key, value) in before {
+        let history = value.history | history::RST;
+        tables
+            .v4
+            .flows
+            .insert(&key, &FlowValue { history, ..value })
+            .expect("room");
+    }
+    // Moved while there is room for any.
+    let established: Vec<_> = (41_000..41_010).flat_map(flow).collect();
+    for (key, value) in &established {
+        tables.v4.flows.insert(key, value).expect("room");
+    }
+
+    let mut dataplane = open(&sandbox, 256);
+    serve(&mut dataplane);
+    wait_for("established flows are moved", || {
+        let moved = flows(&sandbox);
+        established.iter().all(|(key, _)| moved.contains_key(key))
+    });
+    let moved = flows(&sandbox).len();
+    assert!((180..=192 + established.len()).contains(&moved), "{moved} of 256");
 }
 
 /// Issue 4, section 3: a crash at any step; the next agent goes on, and nothing is lost.

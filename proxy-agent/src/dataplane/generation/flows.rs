@@ -3,13 +3,13 @@
 //! An entry is in one of the two tables at least, and the programs look into this generation's first: so a flow is never without
 //! one. Its halves may be in different tables for a moment, for each finds its way by itself.
 
-use std::io;
+use std::{cell::Cell, io, marker::PhantomData};
 
 use anyhow::{Context as _, Result};
 use proxy_common::{
-    datapath::flow::same_rewrite,
+    datapath::flow::{self, State, same_rewrite},
     layout::{
-        FlowValue, Plain,
+        FlowKey, FlowValue, Plain,
         flow_flags::UNRESOLVED,
         tables::{FLOWS_V4, FLOWS_V6},
     },
@@ -53,6 +53,7 @@ fn shift_family<A: Address>(
     pass: &mut Pass,
 ) -> Result<()>
 where
+    FlowKey<A>: Plain,
     FlowValue<A>: Plain,
 {
     let Ok(flows) = BytesMap::open(&previous.map(name)) else {
@@ -63,10 +64,13 @@ where
         flows.scan(&mut |_, _| pass.left += 1)?;
         return Ok(());
     };
+    let mut entries = 0;
+    pair.to.scan(&mut |_, _| entries += 1)?;
     let mover = Mover::<A> {
+        room: Cell::new(most_expendable(pair.to.info().max_entries).saturating_sub(entries)),
         pair,
         keeps_ids: keeps_ids(previous, own),
-        _family: std::marker::PhantomData,
+        _family: PhantomData,
     };
     let mut failed = None;
     flows.scan(&mut |key, value| match mover.shift(key, value, last) {
@@ -80,14 +84,23 @@ where
     failed.map_or(Ok(()), Err).with_context(|| format!("table {name}"))
 }
 
+/// How many entries a table may have for flows to be moved there that did not get anywhere, or are over. Without room for new flows, these
+/// would crowd each other out before they are answered: none of those that were moved is known to eviction.
+const fn most_expendable(max_entries: u32) -> usize {
+    (max_entries / 4 * 3) as usize
+}
+
 struct Mover<A> {
     pair: Pair,
     keeps_ids: bool,
-    _family: std::marker::PhantomData<A>,
+    /// Entries of such flows that may still be moved
+    room: Cell<usize>,
+    _family: PhantomData<A>,
 }
 
 impl<A: Address> Mover<A>
 where
+    FlowKey<A>: Plain,
     FlowValue<A>: Plain,
 {
     fn converted(&self, value: &[u8]) -> Option<FlowValue<A>> {
@@ -97,6 +110,21 @@ where
             value.service = 0;
         }
         Some(value)
+    }
+
+    /// Whether the flow of an entry could be given up for a new one: by the other half too, wherever that is.
+    fn is_expendable(&self, key: &[u8], value: &FlowValue<A>) -> io::Result<bool> {
+        let Some(key) = raw::from_bytes::<FlowKey<A>>(key) else {
+            return Ok(false);
+        };
+        let twin_key = raw::to_bytes(&flow::twin_key(&key, value));
+        let Pair { from, to, .. } = &self.pair;
+        let twin = match from.get(&twin_key)? {
+            Some(twin) => self.converted(&twin),
+            None => to.get(&twin_key)?.and_then(|twin| raw::from_bytes(&twin)),
+        };
+        let twin = twin.filter(|twin| same_rewrite(twin, &flow::twin_value(&key, value)));
+        Ok(State::of(key.protocol, value, twin.as_ref()).is_expendable())
     }
 
     /// Moves one entry; `false` if it has to stay.
@@ -109,10 +137,14 @@ where
             return Ok(false);
         }
         let key = self.pair.key.apply(old_key);
+        if self.room.get() == 0 && self.is_expendable(&key, &value)? {
+            return Ok(false);
+        }
         let inserted = match to.set(&key, &raw::to_bytes(&value), Update::New) {
             Err(error) if error.raw_os_error() == Some(libc::E2BIG) => return Ok(false),
             inserted => inserted?,
         };
+        self.room.set(self.room.get().saturating_sub(1));
         // A packet may have changed it since it was read.
         let Some(value) = from.take(old_key)?.and_then(|value| self.converted(&value)) else {
             return Ok(true);

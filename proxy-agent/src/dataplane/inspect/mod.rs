@@ -10,9 +10,10 @@ pub use flows::{FlowRow, flows};
 pub use local::{UnservedLocal, unserved_local};
 pub use services::{ServiceRow, services};
 pub use status::{
-    AgentStatus, DeviceStatus, ReasonCount, SocketStatus, Status, TableFill, reason_counters, status, table_fills,
+    AgentStatus, DeviceStatus, ReasonCount, SocketStatus, Status, TableFill, reason_counters, sockets, status,
+    table_fills,
 };
-pub use traffic::service_traffic;
+pub use traffic::{service_flows, service_traffic};
 
 use std::collections::HashMap;
 

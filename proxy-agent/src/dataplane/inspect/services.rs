@@ -58,6 +58,19 @@ pub struct ServiceRow {
     pub bytes: u64,
 }
 
+impl ServiceRow {
+    /// The service port; `None` if the table has lost its name.
+    pub fn service_port(&self) -> Option<ServicePort> {
+        let protocol = self.protocol.filter(|_| !self.service.is_empty())?;
+        Some(ServicePort {
+            namespace: self.namespace.clone(),
+            service: self.service.clone(),
+            port_name: self.port_name.clone(),
+            protocol,
+        })
+    }
+}
+
 /// All frontends, sorted.
 ///
 /// # Errors

@@ -117,6 +117,13 @@ pub struct TableFill {
     pub evicts: bool,
 }
 
+impl TableFill {
+    /// How much of the room is taken, in percent.
+    pub fn percent(&self) -> u64 {
+        self.entries * 100 / u64::from(self.max_entries.max(1))
+    }
+}
+
 /// Packets that met one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ReasonCount {
@@ -153,7 +160,11 @@ pub fn status(pin: &PinDirectory, tables: &Tables) -> Result<Status> {
     })
 }
 
-fn sockets(pin: &PinDirectory, tables: &Tables) -> Result<SocketStatus> {
+/// What is attached for processes.
+///
+/// # Errors
+/// If something can't be read.
+pub fn sockets(pin: &PinDirectory, tables: &Tables) -> Result<SocketStatus> {
     let (mut attached, mut missing, mut cgroup) = (Vec::new(), Vec::new(), None);
     for hook in SocketHook::ALL {
         match cgroup::attached(pin, hook)? {

@@ -63,6 +63,15 @@ impl Service {
         }
     }
 
+    /// Every address that it is reached at, but those of the node.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let cluster = self.cluster_ips.iter().flatten();
+        cluster
+            .chain(&self.external_ips)
+            .chain(&self.load_balancer_ips)
+            .copied()
+    }
+
     /// Reads an object; `None` for one that isn't this proxy's (behaviour.md 1.1-1.3).
     pub(super) fn parse(object: &api::Service, complaints: &mut Complaints) -> Option<Self> {
         let spec = object.spec.as_ref()?;
