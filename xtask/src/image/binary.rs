@@ -97,7 +97,7 @@ pub(super) fn for_tests(toolchain: &Toolchain) -> Result<PathBuf> {
     process::run(
         Command::new(workspace::cargo())
             .args(["rustc", "--package", "proxy-agent", "--bin", "proxy-agent"])
-            .args(["--", "-C", "target-feature=+crt-static"])
+            .args(["--", "-C", "target-feature=+crt-static", "-C", "strip=symbols"])
             .current_dir(workspace::root()),
     )?;
     let (built, kept) = (
