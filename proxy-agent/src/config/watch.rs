@@ -37,7 +37,9 @@ mod tests {
     async fn rule_8_10_a_changed_file_is_noticed_and_an_absent_one_is_not() {
         let directory = tempfile::tempdir().unwrap();
         let files = ["one", "two"].map(|name| directory.path().join(name));
-        files.iter().for_each(|file| fs::write(file, "before").unwrap());
+        for file in &files {
+            fs::write(file, "before").unwrap();
+        }
         let watch = tokio::spawn(changed(files.to_vec()));
         let waits = || async {
             time::sleep(3 * LOOK).await;

@@ -9,9 +9,8 @@ use anyhow::{Context as _, Result};
 use gtmpl_ng::{Context, Func, FuncError, Template, Value as Argument};
 use proxy_tests::skip;
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
-use super::rendered::{Rendered, manifests};
+use super::rendered::{Rendered, manifests, sha256};
 
 fn argument(arguments: &[Argument], index: usize) -> Result<&Argument, FuncError> {
     arguments
@@ -40,9 +39,7 @@ fn quote(arguments: &[Argument]) -> Result<Argument, FuncError> {
 }
 
 fn sha256sum(arguments: &[Argument]) -> Result<Argument, FuncError> {
-    let digest = Sha256::digest(argument(arguments, 0)?.to_string());
-    let digits = digest.iter().map(|byte| format!("{byte:02x}"));
-    Ok(Argument::from(digits.collect::<String>()))
+    Ok(Argument::from(sha256(argument(arguments, 0)?.to_string())))
 }
 
 /// What `helm install --namespace kube-system` would apply with these values set.
@@ -89,7 +86,7 @@ fn merge(values: &mut Value, set: &Value) {
 
 /// The objects without what the two may differ in: kustomize names ConfigMaps after their content, and the chart notes the
 /// content's digest, so that pods are replaced when it changes; comments in configurations.
-fn comparable(rendered: Rendered) -> Result<Vec<Value>> {
+fn comparable(rendered: &Rendered) -> Result<Vec<Value>> {
     let mut text = serde_json::to_string(&rendered.0)?;
     for object in rendered.0.iter().filter(|object| object["kind"] == "ConfigMap") {
         let name = object["metadata"]["name"].as_str().context("no name")?;
@@ -130,7 +127,12 @@ fn the_chart_and_the_kustomizations_are_alike() -> Result<()> {
     let everything = json!({
         "mountBpffs": true, "podMonitor": true, "nodeSelector": {"service-proxy": "proxy-agent"},
     });
-    let kind = json!({"mountBpffs": true, "image": {"tag": "dev"}, "apiServer": {"host": "proxy-control-plane"}});
+    let kind = json!({
+        "mountBpffs": true,
+        "image": {"tag": "dev"},
+        "apiServer": {"host": "proxy-control-plane"},
+        "agentConfig": {"cgroup": "/host/sys/fs/cgroup"},
+    });
     for (directory, values) in [
         (manifests().join("base"), json!({})),
         (manifests().join("kind"), kind),
@@ -143,7 +145,7 @@ fn the_chart_and_the_kustomizations_are_alike() -> Result<()> {
         let Some(kustomization) = Rendered::kustomization(&directory)? else {
             skip!("no kubectl")
         };
-        let (kustomization, chart) = (comparable(kustomization)?, comparable(chart(&values)?)?);
+        let (kustomization, chart) = (comparable(&kustomization)?, comparable(&chart(&values)?)?);
         let kinds = |objects: &[Value]| {
             objects
                 .iter()
@@ -166,8 +168,8 @@ fn values_of_the_chart_reach_the_configuration() -> Result<()> {
         "agentConfig": {"socketLb": "all", "tableSizes": {"slots": 65536}},
     }))?;
     let data = |rendered: &Rendered, key: &str| -> Result<Value> {
-        let maps = rendered.0.iter().filter(|object| object["kind"] == "ConfigMap");
-        let text = maps.filter_map(|map| map["data"][key].as_str()).next();
+        let mut maps = rendered.0.iter().filter(|object| object["kind"] == "ConfigMap");
+        let text = maps.find_map(|map| map["data"][key].as_str());
         Ok(serde_yaml_ng::from_str(text.with_context(|| key.to_owned())?)?)
     };
     let config = data(&changed, "config.yaml")?;

@@ -17,11 +17,10 @@ use proxy_tests::{
     require_root, skip,
 };
 use serde_json::Value;
-use sha2::{Digest as _, Sha256};
 
 use super::{
     container::Sandbox,
-    rendered::{Rendered, manifests},
+    rendered::{Rendered, manifests, sha256},
 };
 
 /// The archive of the agent as tests build it: `image/proxy-agent-dev.tar` in the build directory.
@@ -50,9 +49,8 @@ fn unpack(archive: &Path, root: &Path) -> Result<String> {
     let blob = |descriptor: &Value| -> Result<&Vec<u8>> {
         let digest = descriptor["digest"].as_str().context("no digest")?;
         let blob = file(&digest.replace("sha256:", "blobs/sha256/"))?;
-        let found: String = Sha256::digest(blob).iter().map(|byte| format!("{byte:02x}")).collect();
         ensure!(
-            format!("sha256:{found}") == digest,
+            format!("sha256:{}", sha256(blob)) == digest,
             "a blob is not what its digest says"
         );
         Ok(blob)
@@ -136,7 +134,7 @@ fn the_image_serves_as_the_daemonset_runs_it() -> Result<()> {
         let served = lab.wait_for_service("node", &service);
         let answers = [("client", "a pod"), ("node", "the node itself")]
             .map(|(client, who)| (who, lab.tcp_request(client, service.frontend(Family::V4, 80))));
-        let status = fs::read_to_string(format!("/proc/{}/status", agent.id()));
+        let told = ["status", "mountinfo"].map(|file| fs::read_to_string(format!("/proc/{}/{file}", agent.id())));
         agent.kill()?;
         agent.wait()?;
         served.with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
@@ -145,8 +143,17 @@ fn the_image_serves_as_the_daemonset_runs_it() -> Result<()> {
         }
         // NET_ADMIN, PERFMON and BPF are 12, 38 and 39 (include/uapi/linux/capability.h).
         let expected = format!("CapPrm:\t{:016x}", (1_u64 << 12) | (1 << 38) | (1 << 39));
-        let status = status?;
+        let [status, mounts] = told;
+        let (status, mounts) = (status?, mounts?);
         assert!(status.lines().any(|line| line == expected), "{status}");
+        // Mount point and options are the fifth and the sixth word (proc_pid_mountinfo(5)).
+        let mut points = mounts.lines().map(|line| line.split(' ').skip(4).take(2));
+        let is_root = |words: &mut dyn Iterator<Item = &str>| words.next() == Some("/");
+        let options = points.find_map(|mut words| is_root(&mut words).then(|| words.next()).flatten());
+        assert!(
+            options.is_some_and(|options| options.split(',').any(|option| option == "ro")),
+            "{mounts}"
+        );
         Ok(())
     })
 }

@@ -13,10 +13,18 @@ use k8s_openapi::api::{
 };
 use serde::{Deserialize as _, de::DeserializeOwned};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 /// `manifests/` of the checkout.
 pub(super) fn manifests() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests")
+}
+
+/// The SHA-256 of bytes, in hexadecimal digits.
+pub(super) fn sha256(bytes: impl AsRef<[u8]>) -> String {
+    let digest = Sha256::digest(bytes);
+    let digits = digest.iter().map(|byte| format!("{byte:02x}"));
+    digits.collect::<Vec<_>>().concat()
 }
 
 /// The objects of a kustomization, or of the chart.
