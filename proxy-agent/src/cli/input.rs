@@ -147,6 +147,7 @@ impl InputArgs {
                 model.apply(event);
             }
         } else {
+            let kubeconfig = kubeconfig.or(config.kubeconfig.as_deref());
             let events = Kubernetes::new(kubeconfig, node_name).await?.list(patience).await?;
             for event in events {
                 model.apply(event);

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_tests::{
-    lab::{Lab, PATIENCE, agent_binary, wait_until},
+    lab::{AgentOptions, Lab, PATIENCE, agent_binary, wait_until},
     require_root,
 };
 
@@ -121,7 +121,38 @@ fn an_unusable_configuration_is_refused() -> Result<()> {
         )?;
         fs::remove_file(&file)?;
         let said = refusal(lab, &[], &[&arguments.words()[..], &["--config", &path]].concat())?;
-        expect(&said, &[&path, "No such file"])
+        expect(&said, &[&path, "No such file"])?;
+        let header = "apiVersion: proxyagent.config/v1alpha1\nkind: ProxyAgentConfiguration\n";
+        fs::write(&file, format!("{header}socketLB: all\n"))?;
+        let said = refusal(lab, &[], &[&arguments.words()[..], &["--agent-config", &path]].concat())?;
+        expect(&said, &[&path, "socketLB", "unknown field", "socketLb"])
+    })
+}
+
+/// behaviour.md 8.9, 8.10: what means nothing here is told once, and another configuration takes another start.
+#[test]
+fn rule_8_10_a_changed_configuration_ends_the_agent() -> Result<()> {
+    require_root!();
+    lab(|lab| {
+        let file = lab.directory().join("config");
+        let text = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n\
+                    featureGates: {A: true}\nportRange: 1-2\n";
+        fs::write(&file, text)?;
+        let log = Log::from_now(lab, NODE);
+        let mut agent = lab.start_agent_with(NODE, AgentOptions::configured(&file))?;
+        ensure!(
+            log.count(&["WARN", "mean nothing", "featureGates.A, portRange"]) == 1,
+            "one warning"
+        );
+        ensure!(log.count(&["featureGates"]) == 1, "and no other");
+        fs::write(&file, format!("{text}clusterCIDR: 10.0.0.0/8\n"))?;
+        let status = wait_until("the agent ends", PATIENCE, || agent.ended().transpose())??;
+        ensure!(status.code() == Some(1), "it ended with {status}");
+        ensure!(
+            log.count(&[&file.display().to_string(), "has changed"]) == 1,
+            "it says why"
+        );
+        Ok(())
     })
 }
 
@@ -141,6 +172,21 @@ fn an_unusable_kubeconfig_is_refused() -> Result<()> {
             &refusal(lab, &[], &words)?,
             &[&path, "failed to load current context: gone"],
         )?;
+        // That of the configuration, unless the flag says otherwise.
+        let config = lab.directory().join("config");
+        let header = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+        fs::write(
+            &config,
+            format!("{header}clientConnection: {{kubeconfig: /nowhere/kubeconfig}}\n"),
+        )?;
+        let config = config.display().to_string();
+        let configured = ["--config", &config, "--pin-dir", &arguments.pins];
+        expect(
+            &refusal(lab, &[], &configured)?,
+            &["/nowhere/kubeconfig", "No such file"],
+        )?;
+        let said = refusal(lab, &[], &[&configured[..], &words[..2]].concat())?;
+        expect(&said, &[&path, "gone"])?;
         // Neither a file nor the inside of a cluster.
         let wrapper = [
             "env",
@@ -162,7 +208,7 @@ fn a_missing_manifest_directory_is_waited_for() -> Result<()> {
     lab(|lab| {
         let log = Log::from_now(lab, NODE);
         fs::remove_dir(lab.manifests())?;
-        let _agent = lab.spawn_agent(NODE, proxy_tests::lab::AgentOptions::default())?;
+        let _agent = lab.spawn_agent(NODE, AgentOptions::default())?;
         log.wait_for(&[
             "WARN",
             &lab.manifests().display().to_string(),
