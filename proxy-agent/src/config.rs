@@ -26,7 +26,7 @@ use crate::model::{parse_ip, parse_range};
 use listen::{HEALTHZ_PORT, METRICS_PORT, parse_listen_address};
 pub use listen::{parse_healthz_address, parse_metrics_address};
 pub use node_ports::NodePortAddresses;
-pub use watch::changed;
+pub use watch::Watch;
 
 /// kube-proxy's `syncPeriod`, unless it is said (behaviour.md 8.9).
 const SYNC_PERIOD: Duration = Duration::from_secs(30);

@@ -19,7 +19,7 @@ use self::settings::Settings;
 use super::input::InputArgs;
 use crate::{
     agent::{Agent, Ending},
-    config::{LocalTraffic, ProxyConfig, changed, parse_healthz_address, parse_metrics_address},
+    config::{LocalTraffic, ProxyConfig, Watch, parse_healthz_address, parse_metrics_address},
     dataplane::{
         self, Dataplane, Options, cgroup,
         edge::{EdgePolicy, InterfaceMatch},
@@ -78,6 +78,7 @@ pub(crate) struct RunArgs {
 impl RunArgs {
     pub(crate) fn run(mut self) -> Result<()> {
         let mut warnings = Vec::new();
+        let watch = Watch::new([&self.input.config, &self.agent_config].into_iter().flatten());
         let config = self.config(|warning| warnings.push(warning))?;
         if let Some(file) = &self.agent_config {
             self.settings = self.settings.or(Settings::read(file)?);
@@ -92,16 +93,14 @@ impl RunArgs {
             .enable_all()
             .build()
             .context("cannot start the runtime")?;
-        let result = runtime.block_on(self.serve(config));
+        let result = runtime.block_on(self.serve(config, watch));
         // A task that is busy reading must not hold up the end.
         runtime.shutdown_background();
         result
     }
 
-    async fn serve(self, config: ProxyConfig) -> Result<()> {
+    async fn serve(self, config: ProxyConfig, watch: Watch) -> Result<()> {
         let ending = Ending::listen()?;
-        let files = [&self.input.config, &self.agent_config].into_iter().flatten();
-        let configured = changed(files.cloned().collect());
         let node_name = self.input.node_name(&config)?;
         let (sender, receiver) = mpsc::channel(QUEUE);
         let source: Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -139,7 +138,7 @@ impl RunArgs {
         let agent = Agent::new(model, planned, dataplane, edges, node_addresses, surfaces);
         tokio::select! {
             ended = agent.run(receiver, questions, ending) => ended,
-            file = configured => bail!("{}: the configuration has changed: it takes a start to use it", file.display()),
+            file = watch.changed() => bail!("{}: the configuration has changed: it takes a start to use it", file.display()),
         }
     }
 

@@ -1,26 +1,33 @@
 //! Notices when the configuration is another than the one in use (behaviour.md 8.10).
 
-use std::{path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
-use tokio::{fs, time};
+use tokio::time;
 
 /// How often the files are read: they are small, and the kubelet takes a minute to bring a changed ConfigMap anyway.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Waits until one of these files holds something else than now, and returns its path. A file that is away for a moment, as one
-/// is that an editor replaces, is the same until it is there again.
-pub async fn changed(files: Vec<PathBuf>) -> PathBuf {
-    let mut known = Vec::new();
-    for file in files {
-        let content = fs::read(&file).await.ok();
-        known.push((file, content));
+/// Files and what they held.
+#[derive(Debug)]
+pub struct Watch(Vec<(PathBuf, Option<Vec<u8>>)>);
+
+impl Watch {
+    /// Notes what the files hold. To be made before they are read for use: what changes in between is another start, not lost.
+    pub fn new<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Self {
+        let note = |file: &PathBuf| (file.clone(), fs::read(file).ok());
+        Self(files.into_iter().map(note).collect())
     }
-    loop {
-        time::sleep(LOOK).await;
-        for (file, content) in &known {
-            let now = fs::read(file).await.ok();
-            if now.is_some() && now != *content {
-                return file.clone();
+
+    /// Waits until one of the files holds something else, and returns its path. A file that is away for a moment, as one is that
+    /// an editor replaces, is the same until it is there again.
+    pub async fn changed(self) -> PathBuf {
+        loop {
+            time::sleep(LOOK).await;
+            for (file, content) in &self.0 {
+                let now = tokio::fs::read(file).await.ok();
+                if now.is_some() && now != *content {
+                    return file.clone();
+                }
             }
         }
     }
@@ -28,8 +35,6 @@ pub async fn changed(files: Vec<PathBuf>) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     /// behaviour.md 8.10
@@ -40,7 +45,7 @@ mod tests {
         for file in &files {
             fs::write(file, "before").unwrap();
         }
-        let watch = tokio::spawn(changed(files.to_vec()));
+        let watch = tokio::spawn(Watch::new(&files).changed());
         let waits = || async {
             time::sleep(3 * LOOK).await;
             !watch.is_finished()
