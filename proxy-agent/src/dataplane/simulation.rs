@@ -3,6 +3,9 @@
 //! It reads the tables through the narrow door, pinned or in memory, and never writes there: what the packet changes
 //! stays in the simulation.
 
+mod lookup;
+mod tables;
+
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
@@ -11,16 +14,17 @@ use std::{
 
 use proxy_common::{
     datapath::{
-        self, Environment, FlowHandle, InsertError, InsertMode, Outcome, PacketCopy, Reason, Scratch,
+        self, Environment, FlowHandle, Outcome, Reason,
         socket::{self, Socket, SocketTables},
     },
     layout::{
-        AddressBytes, AffinityKey, AffinityValue, Backend, Counter, FlowKey, FlowValue, FragmentKey, FragmentValue,
-        HeldFragment, HeldKey, Member, MemberKey, Opening, OpeningEnds, Range, ServiceCounter, ServiceKey,
-        ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey, Timeouts, filter_bit, usable_slots,
+        AddressBytes, AffinityKey, AffinityValue, Counter, FlowKey, FlowValue, FragmentKey, FragmentValue,
+        HeldFragment, HeldKey, Opening, ServiceCounter, SocketKey, SocketValue, Timeouts, filter_bit,
     },
     packet::{BufferPacket, Family},
 };
+
+pub use lookup::Lookup;
 
 use super::table::{BoxedTable, FamilyTables, TableError, Tables};
 
@@ -66,6 +70,7 @@ pub struct Simulation<'a, F: Family> {
     services: RefCell<BTreeMap<u32, ServiceCounter>>,
     answers_full: Cell<u64>,
     answer: RefCell<Option<Vec<u8>>>,
+    lookups: RefCell<Vec<Lookup<F::Address>>>,
     error: RefCell<Option<TableError>>,
 }
 
@@ -131,6 +136,7 @@ impl<'a, F: Family> Simulation<'a, F> {
             services: RefCell::default(),
             answers_full: Cell::default(),
             answer: RefCell::default(),
+            lookups: RefCell::default(),
             error: RefCell::default(),
         }
     }
@@ -166,6 +172,11 @@ impl<'a, F: Family> Simulation<'a, F> {
     /// What the last packet was answered with if it was rejected, from the network header on.
     pub fn answer(&self) -> Option<Vec<u8>> {
         self.answer.borrow().clone()
+    }
+
+    /// What the datapath has asked of the tables since the last call, in order.
+    pub fn take_lookups(&self) -> Vec<Lookup<F::Address>> {
+        self.lookups.take()
     }
 
     /// Held fragments that the last packets sent to their hook again, from the network header on. They are to be run next.
@@ -219,6 +230,10 @@ impl<'a, F: Family> Simulation<'a, F> {
         self.services.borrow().clone()
     }
 
+    fn note(&self, lookup: Lookup<F::Address>) {
+        self.lookups.borrow_mut().push(lookup);
+    }
+
     /// The value of a key; an error is kept for the end of the run.
     fn get<K, V>(&self, table: &BoxedTable<K, V>, key: &K) -> Option<V> {
         table.get(key).unwrap_or_else(|error| {
@@ -231,6 +246,12 @@ impl<'a, F: Family> Simulation<'a, F> {
     fn held(&self, key: HeldKey) -> Option<Box<HeldFragment>> {
         let changed = self.held.borrow().get(&key).cloned();
         changed.unwrap_or_else(|| self.get(&self.tables.held_fragments, &key).map(Box::new))
+    }
+
+    /// Half a flow as it is now.
+    fn flow_value(&self, key: &FlowKey<F::Address>) -> Option<FlowValue<F::Address>> {
+        let changed = self.changes.borrow().get(key).copied();
+        changed.unwrap_or_else(|| self.get(&self.family.flows, key))
     }
 
     /// Whether the flow table has no room for another entry.
@@ -337,189 +358,5 @@ impl<F: Family> SocketTables<F::Address> for Simulation<'_, F> {
 
     fn count_connection(&self, service: u32) {
         self.services.borrow_mut().entry(service).or_default().connections += 1;
-    }
-}
-
-impl<F: Family> datapath::Tables<F::Address> for Simulation<'_, F> {
-    type Flow = SimulatedFlow<F::Address>;
-
-    fn may_be_frontend(&self, address: &F::Address) -> bool {
-        self.may_be_in(&self.tables.frontend_filter, address)
-    }
-
-    fn may_be_backend(&self, address: &F::Address) -> bool {
-        self.may_be_in(&self.tables.backend_filter, address)
-    }
-
-    fn is_service_address(&self, address: &F::Address) -> bool {
-        self.get(&self.tables.service_ranges, &0)
-            .is_some_and(|ranges| Range::any_contains(F::service_ranges(&ranges), address))
-    }
-
-    fn address_flags(&self, address: &F::Address) -> u32 {
-        self.get(&self.family.addresses, address).unwrap_or(0)
-    }
-
-    fn is_source(&self, service: u32, address: &F::Address) -> bool {
-        self.get(&self.family.sources, &SourceKey::exactly(service, *address))
-            .is_some()
-    }
-
-    fn service(&self, key: &ServiceKey<F::Address>, value: &mut ServiceValue) -> bool {
-        let found = self.get(&self.family.services, key);
-        found.inspect(|found| *value = *found).is_some()
-    }
-
-    fn affinity(&self, key: &AffinityKey<F::Address>) -> Option<AffinityValue<F::Address>> {
-        let changed = self.affinities.borrow().get(key).copied();
-        changed.or_else(|| self.get(&self.family.affinity, key))
-    }
-
-    fn set_affinity(&self, key: &AffinityKey<F::Address>, value: &AffinityValue<F::Address>) {
-        self.affinities.borrow_mut().insert(*key, *value);
-    }
-
-    fn member(&self, key: &MemberKey<F::Address>) -> Option<Member> {
-        self.get(&self.family.members, key)
-    }
-
-    fn slot(&self, key: &SlotKey) -> Option<Backend<F::Address>> {
-        self.get(&self.family.slots, key)
-    }
-
-    fn flow(&self, key: &FlowKey<F::Address>) -> Option<Self::Flow> {
-        let changed = self.changes.borrow().get(key).copied();
-        let value = changed.unwrap_or_else(|| self.get(&self.family.flows, key))?;
-        Some(SimulatedFlow {
-            changes: Rc::clone(&self.changes),
-            key: *key,
-            value,
-        })
-    }
-
-    fn insert_flow(
-        &self,
-        key: &FlowKey<F::Address>,
-        value: &FlowValue<F::Address>,
-        mode: InsertMode,
-    ) -> Result<(), InsertError> {
-        match (self.flow(key).is_some(), mode) {
-            (true, InsertMode::New) => return Err(InsertError::Exists),
-            (false, _) if self.is_full() => return Err(InsertError::Full),
-            _ => {}
-        }
-        self.changes.borrow_mut().insert(*key, Some(*value));
-        Ok(())
-    }
-
-    fn remove_flow(&self, key: &FlowKey<F::Address>) {
-        self.changes.borrow_mut().insert(*key, None);
-    }
-
-    fn push_opening(&self, opening: &Opening<F::Address>) {
-        self.opened.borrow_mut().push(*opening);
-    }
-
-    fn pop_opening(&self, opening: &mut Opening<F::Address>) -> bool {
-        let ends = self.get(&self.family.opening_ends, &0).unwrap_or_default();
-        let opened = self.opened.borrow();
-        let slots = u64::from(usable_slots(self.family.openings.max_entries()));
-        let now = OpeningEnds {
-            head: ends.head + opened.len() as u64,
-            tail: ends.tail.max(self.unseen.get()),
-        };
-        let Some(number) = now.oldest(slots) else {
-            return false;
-        };
-        self.unseen.set(number + 1);
-        let found = match number.checked_sub(ends.head) {
-            Some(index) => usize::try_from(index).ok().and_then(|index| opened.get(index).copied()),
-            None => u32::try_from(number % slots)
-                .ok()
-                .and_then(|slot| self.get(&self.family.openings, &slot)),
-        };
-        found.inspect(|found| *opening = *found).is_some()
-    }
-
-    fn fragment(&self, key: &FragmentKey<F::Address>, value: &mut FragmentValue<F::Address>) -> bool {
-        let changed = self.fragments.borrow().get(key).copied();
-        let found = changed.unwrap_or_else(|| self.get(&self.family.fragments, key));
-        found.inspect(|found| *value = *found).is_some()
-    }
-
-    fn insert_fragment(
-        &self,
-        key: &FragmentKey<F::Address>,
-        value: &FragmentValue<F::Address>,
-        mode: InsertMode,
-    ) -> Result<(), InsertError> {
-        if mode == InsertMode::New && self.fragment(key, &mut FragmentValue::default()) {
-            return Err(InsertError::Exists);
-        }
-        self.fragments.borrow_mut().insert(*key, Some(*value));
-        Ok(())
-    }
-
-    fn remove_fragment(&self, key: &FragmentKey<F::Address>) {
-        self.fragments.borrow_mut().insert(*key, None);
-    }
-
-    fn with_held(&self, key: &HeldKey, with: impl FnOnce(&HeldFragment)) {
-        if let Some(held) = self.held(*key) {
-            with(&held);
-        }
-    }
-
-    fn hold(&self, key: &HeldKey, fragment: &HeldFragment) -> Result<(), InsertError> {
-        if self.held(*key).is_some() {
-            return Err(InsertError::Exists);
-        }
-        self.held.borrow_mut().insert(*key, Some(Box::new(*fragment)));
-        Ok(())
-    }
-
-    fn remove_held(&self, key: &HeldKey) -> bool {
-        let present = self.held(*key).is_some();
-        self.held.borrow_mut().insert(*key, None);
-        present
-    }
-
-    fn with_copy(&self, _copy: PacketCopy, with: impl FnOnce(&mut HeldFragment) -> bool) -> bool {
-        with(&mut HeldFragment::default())
-    }
-
-    fn with_scratch(&self, with: impl FnOnce(&mut Scratch<F::Address>) -> Reason) -> Reason {
-        with(&mut Scratch::new())
-    }
-
-    fn masquerade_address(&self, device: u32) -> Option<F::Address> {
-        F::masquerade_address(&self.get(&self.tables.devices, &device)?)
-    }
-
-    fn device_flags(&self, device: u32) -> u32 {
-        self.get(&self.tables.devices, &device).map_or(0, |device| device.flags)
-    }
-
-    fn answers_full(&self) -> u64 {
-        self.answers_full.get()
-    }
-
-    fn set_answers_full(&self, nanoseconds: u64) {
-        self.answers_full.set(nanoseconds);
-    }
-
-    fn count(&self, reason: Reason, bytes: u32) {
-        let mut reasons = self.reasons.borrow_mut();
-        let counter = reasons.entry(reason).or_default();
-        counter.packets += 1;
-        counter.bytes += u64::from(bytes);
-    }
-
-    fn count_service(&self, service: u32, connections: u32, bytes: u32) {
-        let mut services = self.services.borrow_mut();
-        let counter = services.entry(service).or_default();
-        counter.connections += u64::from(connections);
-        counter.packets += 1;
-        counter.bytes += u64::from(bytes);
     }
 }

@@ -1,6 +1,7 @@
 //! `trace` over every kind of frontend, client, endpoint and configuration, against expectations that are derived here
 //! from the rules, not by the code that they are about.
 
+mod advice;
 mod oracle;
 mod trace;
 mod world;

@@ -1,41 +1,46 @@
-//! `trace`: what becomes of the first packet of a new connection, decided by the very code that forwards it.
+//! `trace`: what becomes of the first packet of a new connection, decided by the very code that forwards it; and what to do
+//! where that isn't what its sender wants.
 
+mod advice;
+mod decisions;
+mod explanation;
+mod knowledge;
 mod origin;
 mod packet;
 mod socket;
 
-use std::{
-    hash::{BuildHasher as _, RandomState},
-    net::{IpAddr, SocketAddr},
-};
+use std::{fmt::Write as _, net::IpAddr};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use proxy_common::{
-    datapath::{self, Choice, Outcome, Verdict, socket::Socket as _},
-    layout::{FlowKey, ServiceValue, SlotKey, Timeouts, flow_flags},
+    layout::address_flags,
     packet::{Family, V4, V6},
 };
 use serde::Serialize;
 
 use self::{
+    advice::{Advice, Case},
+    explanation::{Explained, Explanation, explain},
+    knowledge::Knowledge,
     origin::Origin,
     packet::{End, FirstPacket, PacketProtocol},
-    socket::TracedSocket,
 };
 use super::{
+    ask::AskArgs,
     input::InputArgs,
     listing::{ListingArgs, or_dash},
 };
 use crate::dataplane::{
     self,
     address::Address,
-    collect, service_name,
-    simulation::{Hook, Simulation, Surroundings},
-    table::{FamilyTables, Tables},
+    cgroup::Mode,
+    inspect::{self, FlowRow},
+    table::{FamilyTables, TableError, Tables},
 };
 
-/// Explain what becomes of the first packet of a new connection: by manifests, or by the tables that are pinned
+/// Explain what becomes of the first packet of a new connection, each decision in order, and what to do if it is not forwarded:
+/// by manifests, or by the tables that are pinned and the agent that runs
 #[derive(Debug, Args)]
 pub(crate) struct TraceArgs {
     #[command(flatten)]
@@ -43,6 +48,9 @@ pub(crate) struct TraceArgs {
 
     #[command(flatten)]
     listing: ListingArgs,
+
+    #[command(flatten)]
+    agent: AskArgs,
 
     /// Where the packet comes from
     #[arg(long, value_enum)]
@@ -59,37 +67,49 @@ pub(crate) struct TraceArgs {
     /// Its destination: ADDR, ADDR:PORT or [ADDR]:PORT
     #[arg(long, value_name = "ADDR[:PORT]")]
     destination: End,
+
+    /// Tell what the flow table has of live connections from this source to this destination, too
+    #[arg(long, conflicts_with = "manifests")]
+    live: bool,
 }
 
 /// What is printed.
 #[derive(Debug, Serialize)]
-struct Explanation {
-    verdict: &'static str,
-    service: Option<String>,
-    candidates: Vec<SocketAddr>,
-    backend: Option<SocketAddr>,
-    masquerade: bool,
-    reason: String,
+struct Trace {
+    #[serde(flatten)]
+    explanation: Explanation,
+    /// What is wrong, and what to do; `null` if nothing is
+    advice: Option<Advice>,
+    /// Connections that there are; absent unless asked for
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flows: Option<Vec<FlowRow>>,
 }
 
 impl TraceArgs {
     pub(crate) fn run(self) -> Result<()> {
-        let tables = if self.input.manifests.is_some() {
-            origin::planned(self.input.plan()?, self.from, self.source.address)?
+        let (tables, knowledge) = if self.input.manifests.is_some() {
+            let input = self.input.plan()?;
+            let tables = origin::planned(&input, self.from, self.source.address)?;
+            (tables, Knowledge::Read(Box::new(input)))
         } else {
-            self.listing.tables()?
+            (self.listing.tables()?, Knowledge::Agent(self.agent))
         };
-        let explanation = match (self.source.address, self.destination.address) {
-            (IpAddr::V4(_), IpAddr::V4(_)) => self.explain::<V4>(&tables, &tables.v4)?,
-            (IpAddr::V6(_), IpAddr::V6(_)) => self.explain::<V6>(&tables, &tables.v6)?,
+        let trace = match (self.source.address, self.destination.address) {
+            (IpAddr::V4(_), IpAddr::V4(_)) => self.trace::<V4>(&tables, &tables.v4, &knowledge)?,
+            (IpAddr::V6(_), IpAddr::V6(_)) => self.trace::<V6>(&tables, &tables.v6, &knowledge)?,
             (source, destination) => {
                 bail!("--source {source} and --destination {destination} are of different families")
             }
         };
-        self.listing.print(&explanation, text)
+        self.listing.print(&trace, text)
     }
 
-    fn explain<F: Family>(&self, tables: &Tables, family: &FamilyTables<F::Address>) -> Result<Explanation>
+    fn trace<F: Family>(
+        &self,
+        tables: &Tables,
+        family: &FamilyTables<F::Address>,
+        knowledge: &Knowledge,
+    ) -> Result<Trace>
     where
         F::Address: Address,
     {
@@ -98,151 +118,129 @@ impl TraceArgs {
             source: self.source,
             destination: self.destination,
         };
-        let (mut bytes, key) = (packet.bytes()?, packet.key::<F::Address>()?);
-        let random = || {
-            #[expect(clippy::cast_possible_truncation, reason = "some bits are as good as others")]
-            let random = RandomState::new().hash_one(0) as u32;
-            random
-        };
-        let surroundings = Surroundings {
-            now: collect::tick(dataplane::now()),
-            device: self.from.device(tables)?,
-            timeouts: Timeouts::DEFAULT,
-            random: &random,
-        };
-        let simulation = Simulation::<F>::new(tables, family);
-        let mut service = ServiceValue::default();
-        let socket = TracedSocket::of(&key).filter(|_| self.from == Origin::Host);
-        let (found, decided) = if let Some(mut socket) = socket {
-            let found = datapath::find_for_process(&simulation, &key, &mut service).is_ok();
-            let decided = Decided::by_connecting(&simulation, &mut socket, &surroundings)?;
-            let packet = Decided::by_packet(&simulation, &key, &mut bytes, &surroundings)?;
-            // What the socket leaves alone, its packets meet.
-            let left = decided.outcome.verdict == Verdict::Continue && packet.outcome.verdict == Verdict::Drop;
-            (found, if left { packet } else { decided })
-        } else {
-            let found = datapath::find_frontend(&simulation, &key, &mut service).is_ok();
-            (found, Decided::by_packet(&simulation, &key, &mut bytes, &surroundings)?)
-        };
-        let name = if found {
-            Some(service_name(tables, service.service)?)
-        } else {
-            None
-        };
-        let reason = match (self.from, self.protocol) {
-            (Origin::Host, PacketProtocol::Sctp | PacketProtocol::Icmp) => format!(
-                "{}; but the host's own packets of this protocol are not served",
-                decided.outcome.reason
-            ),
-            _ => decided.outcome.reason.to_string(),
-        };
-        let unforwarded = |verdict, service| Explanation {
-            verdict,
-            service,
-            candidates: Vec::new(),
-            backend: None,
-            masquerade: false,
-            reason: reason.clone(),
-        };
-        Ok(match decided.outcome.verdict {
-            Verdict::Continue => unforwarded("pass", None),
-            Verdict::Reject => unforwarded("reject", name),
-            Verdict::Drop => unforwarded("drop", name),
-            Verdict::Hold => unforwarded("hold", name),
-            Verdict::Rewrite => {
-                let mut choice = Choice::default();
-                // Fails where a flow was known before, whose frontend is gone.
-                let chosen = datapath::decide(&simulation, &surroundings, &key, &service, &mut choice);
-                let (address, port) = decided.backend;
-                Explanation {
-                    verdict: "forward",
-                    service: name,
-                    candidates: chosen.map_or_else(|_| Ok(Vec::new()), |()| candidates(family, &choice))?,
-                    backend: Some(SocketAddr::new(address.to_ip(), port)),
-                    masquerade: decided.masquerade,
-                    reason,
-                }
+        let rows = inspect::services(tables)?;
+        let explained = explain::<F>(tables, family, self.from, &packet, &rows)?;
+        let Explained {
+            explanation,
+            reason,
+            frontend,
+        } = explained;
+        let advice = match self.hook_missing(tables, &explanation)? {
+            Some(missing) => Some(missing),
+            None if explanation.verdict == "forward" => None,
+            None => Case {
+                reason,
+                protocol: self.protocol.of_services(),
+                source: self.source.address,
+                destination: packet.destination(),
+                frontend: frontend.and_then(|index| rows.get(index)),
+                rows: &rows,
+                fills: &inspect::table_fills(tables)?,
+                own: &own_addresses(family)?,
+                find: &|about| knowledge.find(about),
             }
-        })
-    }
-}
-
-/// What the datapath decided.
-struct Decided<A> {
-    outcome: Outcome,
-    /// Where the connection goes, if it is rewritten
-    backend: (A, u16),
-    masquerade: bool,
-}
-
-impl<A: Address> Decided<A> {
-    /// On a socket that is connected. The kernel takes the source towards the backend: nobody needs to be hidden.
-    fn by_connecting<F: Family<Address = A>>(
-        simulation: &Simulation<'_, F>,
-        socket: &mut TracedSocket<A>,
-        surroundings: &Surroundings<'_>,
-    ) -> Result<Self> {
-        Ok(Self {
-            outcome: simulation.connect(socket, surroundings)?,
-            backend: socket.remote(),
-            masquerade: false,
+            .advice(),
+        };
+        Ok(Trace {
+            explanation,
+            advice,
+            flows: self.live.then(|| self.flows(tables)).transpose()?,
         })
     }
 
-    /// On a packet with this key at ingress.
-    fn by_packet<F: Family<Address = A>>(
-        simulation: &Simulation<'_, F>,
-        key: &FlowKey<A>,
-        bytes: &mut [u8],
-        surroundings: &Surroundings<'_>,
-    ) -> Result<Self> {
-        let outcome = simulation.run(Hook::Ingress, bytes, surroundings)?;
-        if outcome.verdict != Verdict::Rewrite {
-            return Ok(Self {
-                outcome,
-                backend: (key.destination, key.destination_port),
-                masquerade: false,
-            });
+    /// Where the tables would have it served, but the packet comes by where no program is attached.
+    fn hook_missing(&self, tables: &Tables, explanation: &Explanation) -> Result<Option<Advice>> {
+        if explanation.verdict != "forward" || self.input.manifests.is_some() {
+            return Ok(None);
         }
-        let flows = simulation.flows()?;
-        let flow = flows.get(key).context("the packet left no flow behind")?;
-        Ok(Self {
-            outcome,
-            backend: (flow.address, flow.port),
-            masquerade: flow.flags & flow_flags::MASQUERADED != 0,
-        })
+        if self.from == Origin::Host {
+            let sockets = inspect::sockets(self.listing.pin(), tables)?;
+            return Ok((sockets.mode == Mode::Off).then(|| {
+                Advice::new(
+                    "no program is attached for the sockets of the host's processes: they are not served",
+                    [
+                        "run the agent without --socket-lb off, where it sees the node's cgroup2 file system"
+                            .to_owned(),
+                        "`proxy-agent doctor` tells whether the kernel and the mounts allow it".to_owned(),
+                    ],
+                )
+            }));
+        }
+        let from = self.from.device(tables)?;
+        Ok((from == 0).then(|| {
+            Advice::new(
+                format!("no device of this node is served as one that {} come by", self.from),
+                [
+                    "`proxy-agent status` lists the devices that are served, and why".to_owned(),
+                    "--pod-devices and --uplink-devices name devices that are not recognized".to_owned(),
+                ],
+            )
+        }))
+    }
+
+    /// The live connections that the described packet is of; of any source port if none is given.
+    fn flows(&self, tables: &Tables) -> Result<Vec<FlowRow>> {
+        ensure!(
+            self.from != Origin::Host,
+            "--live: connections of the host's processes have no flows, their sockets are connected to the endpoint \
+             (`ss -tn` shows it)"
+        );
+        let protocol = self.protocol.of_services();
+        let protocol = protocol.context("--live: packets of this protocol have no flows")?;
+        let mut flows = inspect::flows(tables, dataplane::now())?;
+        flows.retain(|flow| {
+            flow.protocol == Some(protocol) && self.source.is(flow.client) && self.destination.is(flow.frontend)
+        });
+        Ok(flows)
     }
 }
 
-/// Name of a service port.
-fn service_name(tables: &Tables, service: u32) -> Result<String> {
-    let name = tables.service_names.get(&service)?;
-    let name = name.as_ref().and_then(service_name::decode);
-    Ok(name.map_or_else(|| format!("service {service}"), |name| name.to_string()))
+/// The node's own addresses of a family, and whether nodePorts are served there.
+fn own_addresses<A: Address>(family: &FamilyTables<A>) -> Result<Vec<(IpAddr, bool)>, TableError> {
+    let mut own: Vec<_> = family
+        .addresses
+        .entries()?
+        .into_iter()
+        .map(|(address, flags)| (address.to_ip(), flags & address_flags::NODE_PORTS != 0))
+        .collect();
+    own.sort_unstable();
+    Ok(own)
 }
 
-/// Every endpoint that the choice could fall on.
-fn candidates<A: Address>(family: &FamilyTables<A>, choice: &Choice) -> Result<Vec<SocketAddr>> {
-    let mut candidates = Vec::new();
-    for index in 0..choice.count {
-        let slot = SlotKey { set: choice.set, index };
-        if let Some(backend) = family.slots.get(&slot)? {
-            candidates.push(SocketAddr::new(backend.address.to_ip(), backend.port));
+fn text(trace: &Trace) -> String {
+    let mut text = trace.explanation.to_string();
+    if let Some(flows) = &trace.flows {
+        text += "\n\nConnections there are";
+        for flow in flows {
+            let backend = if flow.conntrack {
+                "by conntrack".to_owned()
+            } else {
+                flow.backend.to_string()
+            };
+            let hidden = flow
+                .masquerade
+                .map_or_else(String::new, |as_what| format!(", as {as_what}"));
+            write!(
+                text,
+                "\n  {} -> {} -> {backend}{hidden}: {}, last packet {} s ago, {}",
+                flow.client,
+                flow.frontend,
+                flow.state,
+                flow.idle_seconds,
+                or_dash(flow.service.as_ref())
+            )
+            .expect("a string takes everything");
+        }
+        if flows.is_empty() {
+            text += ": none";
         }
     }
-    candidates.sort_unstable();
-    Ok(candidates)
-}
-
-fn text(explanation: &Explanation) -> String {
-    let list = |list: &[SocketAddr]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    format!(
-        "verdict     {}\nreason      {}\nservice     {}\nbackend     {}\ncandidates  {}\nmasquerade  {}",
-        explanation.verdict,
-        explanation.reason,
-        or_dash(explanation.service.as_ref()),
-        or_dash(explanation.backend),
-        list(&explanation.candidates),
-        if explanation.masquerade { "yes" } else { "no" },
-    )
+    if let Some(advice) = &trace.advice {
+        write!(text, "\n\nCause  {}", advice.cause).expect("a string takes everything");
+        for (index, fix) in advice.fix.iter().enumerate() {
+            let label = if index == 0 { "Fix  " } else { "     " };
+            write!(text, "\n{label}  {fix}").expect("a string takes everything");
+        }
+    }
+    text
 }

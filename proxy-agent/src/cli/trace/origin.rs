@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -24,6 +25,17 @@ pub(super) enum Origin {
     Uplink,
     /// A process in the host's network
     Host,
+}
+
+impl fmt::Display for Origin {
+    /// What comes from there.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pod => "packets of pods",
+            Self::Uplink => "packets of other machines",
+            Self::Host => "packets of the host",
+        })
+    }
 }
 
 impl Origin {
@@ -52,11 +64,11 @@ impl Origin {
 ///
 /// # Errors
 /// If a table can't be read.
-pub(super) fn planned(input: Input, from: Origin, source: IpAddr) -> Result<Tables> {
+pub(super) fn planned(input: &Input, from: Origin, source: IpAddr) -> Result<Tables> {
     let memory = Memory::default();
     let mut programmer = Programmer::load(memory.tables(), dataplane::now())?;
-    programmer.replace(input.frontends, dataplane::now());
-    let mut node = input.node;
+    programmer.replace(input.frontends.clone(), dataplane::now());
+    let mut node = input.node.clone();
     if from == Origin::Host {
         node.local_addresses.insert(source);
     }

@@ -13,7 +13,10 @@ use proxy_common::{
     layout::{FlowKey, INGRESS},
 };
 
-use crate::{dataplane::address::Address, model::parse_ip};
+use crate::{
+    dataplane::address::Address,
+    model::{Protocol, parse_ip},
+};
 
 /// Source port of the packet where none is given: the first of the usual ephemeral ones.
 const SOURCE_PORT: u16 = 32_768;
@@ -63,7 +66,19 @@ pub(super) struct FirstPacket {
     pub(super) destination: End,
 }
 
+impl End {
+    /// Whether it is this one; any port will do if none is given.
+    pub(super) fn is(self, end: SocketAddr) -> bool {
+        end.ip() == self.address && self.port.is_none_or(|port| port == end.port())
+    }
+}
+
 impl FirstPacket {
+    /// Its destination, with port 0 where it has none.
+    pub(super) fn destination(&self) -> SocketAddr {
+        SocketAddr::new(self.destination.address, self.destination.port.unwrap_or(0))
+    }
+
     /// Its key at the ingress hook.
     ///
     /// # Errors
@@ -125,6 +140,11 @@ impl FirstPacket {
 }
 
 impl PacketProtocol {
+    /// As Services have it, if they do.
+    pub(super) const fn of_services(self) -> Option<Protocol> {
+        Protocol::from_number(self.number())
+    }
+
     /// IP protocol number (IANA).
     const fn number(self) -> u8 {
         match self {
