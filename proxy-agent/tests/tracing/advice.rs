@@ -97,7 +97,7 @@ fn rule_4_1_why_there_is_no_endpoint_is_told() {
                   {addresses: [10.244.1.2], conditions: {ready: false, serving: true}}, \
                   {addresses: [10.244.1.3], nodeName: node-a, conditions: {ready: false, serving: false, terminating: true}}]",
             ),
-            "none of the 3 endpoints of Service shop/web is ready: 10.244.1.1:8080 (not ready), 10.244.1.2:8080 (serving, not \
+            "no endpoint of Service shop/web is ready: 10.244.1.1:8080 (not ready), 10.244.1.2:8080 (serving, not \
              ready), 10.244.1.3:8080 (terminating, here)",
             "readiness probe",
         ),
@@ -144,6 +144,16 @@ fn rule_4_2_a_local_policy_without_local_endpoints_is_told() {
             .cause_with("healthCheckNodePort")
             .starts_with("externalTrafficPolicy of Service shop/web is Local"),
         "{external:?}"
+    );
+    // Nothing tells this node that the client is a pod (5.6).
+    let pod = told(
+        &[&web, &elsewhere],
+        ["pod", "tcp", "10.244.0.5", "198.51.100.1:80"],
+        &[],
+    );
+    assert!(
+        pod.cause_with("clusterCIDR").starts_with("externalTrafficPolicy"),
+        "{pod:?}"
     );
     let unready = slice(
         "[{name: http, port: 8080}]",
@@ -271,9 +281,9 @@ fn every_decision_is_told_in_order() {
             "192.0.2.50 is in the Service's loadBalancerSourceRanges",
             "192.0.2.50 is not in a range of pods' addresses",
             "192.0.2.50 is none of this node's addresses",
+            "the endpoints for this client are those of traffic policy Local: 1",
             "session affinity remembers no endpoint of 192.0.2.50",
             "endpoint 1 of the list is drawn: 10.244.0.7:8080",
-            "the endpoints for this client are those of traffic policy Local: 1",
             "the endpoint sees the client's address",
         ]
     );

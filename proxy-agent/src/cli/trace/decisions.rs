@@ -13,9 +13,21 @@ use crate::{
     plan::Protocol,
 };
 
-/// A line for each question that decided something. `key` is the packet's; `rows` are the frontends in the tables.
-pub(super) fn decisions<A: Address>(lookups: &[Lookup<A>], key: &FlowKey<A>, rows: &[ServiceRow]) -> Vec<String> {
-    let mut lines: Vec<String> = lookups.iter().filter_map(|lookup| line(lookup, key, rows)).collect();
+/// A line for each question that decided something. `key` is the packet's; `rows` are the frontends in the tables; `policy` says
+/// which endpoints there were to choose from.
+pub(super) fn decisions<A: Address>(
+    lookups: &[Lookup<A>],
+    key: &FlowKey<A>,
+    rows: &[ServiceRow],
+    mut policy: Option<String>,
+) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for lookup in lookups {
+        if matches!(lookup, Lookup::Remembered(..) | Lookup::Endpoint(..)) {
+            lines.extend(policy.take());
+        }
+        lines.extend(line(lookup, key, rows));
+    }
     // What is asked at a socket is asked again of its packets.
     lines.dedup();
     lines

@@ -126,7 +126,7 @@ where
         backend: None,
         masquerade: false,
         reason,
-        decisions: decisions(&decided.lookups, &key, rows),
+        decisions: decisions(&decided.lookups, &key, rows, chosen.then(|| policy(&choice))),
     };
     match decided.outcome.verdict {
         Verdict::Continue => explanation.service = None,
@@ -138,10 +138,6 @@ where
             explanation.verdict = "forward";
             if chosen {
                 explanation.candidates = candidates(family, &choice)?;
-                let list = if choice.list == LOCAL_LIST { "Local" } else { "Cluster" };
-                let count = choice.count;
-                let policy = format!("the endpoints for this client are those of traffic policy {list}: {count}");
-                explanation.decisions.push(policy);
             }
             explanation.backend = Some(SocketAddr::new(address.to_ip(), port));
             explanation.masquerade = decided.masquerade;
@@ -234,6 +230,13 @@ fn service_name(tables: &Tables, service: u32) -> Result<String> {
     let name = tables.service_names.get(&service)?;
     let name = name.as_ref().and_then(service_name::decode);
     Ok(name.map_or_else(|| format!("service {service}"), |name| name.to_string()))
+}
+
+/// Which endpoints there are to choose from, in words.
+fn policy(choice: &Choice) -> String {
+    let list = if choice.list == LOCAL_LIST { "Local" } else { "Cluster" };
+    let count = choice.count;
+    format!("the endpoints for this client are those of traffic policy {list}: {count}")
 }
 
 /// Every endpoint that the choice could fall on.

@@ -131,6 +131,7 @@ impl TraceArgs {
             None => Case {
                 reason,
                 protocol: self.protocol.of_services(),
+                is_from_pod: self.from == Origin::Pod,
                 source: self.source.address,
                 destination: packet.destination(),
                 frontend: frontend.and_then(|index| rows.get(index)),

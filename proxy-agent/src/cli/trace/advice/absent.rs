@@ -213,3 +213,76 @@ fn has_port(detail: &ServiceDetail, about: &About, protocol: Option<Protocol>, n
         _ => ports.any(|port| port.port == number),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{dataplane::inspect::TableFill, inquiry::PortDetail};
+
+    fn web() -> ServiceDetail {
+        ServiceDetail {
+            namespace: "default".to_owned(),
+            service: "web".to_owned(),
+            internal_traffic_local: false,
+            external_traffic_local: false,
+            addresses: vec!["10.96.0.1".parse().unwrap()],
+            ports: vec![PortDetail {
+                name: "http".to_owned(),
+                protocol: Protocol::Tcp,
+                port: 80,
+                node_port: None,
+                endpoints: Vec::new(),
+            }],
+            slices: 0,
+            slice_ports: Vec::new(),
+            endpoint_addresses: Vec::new(),
+            problems: vec!["Service default/web: table services_v4 is full".to_owned()],
+        }
+    }
+
+    fn advice(find: &dyn Fn(&About) -> anyhow::Result<Vec<ServiceDetail>>, entries: u64) -> Advice {
+        let fill = TableFill {
+            name: "services_v4",
+            entries,
+            max_entries: 4,
+            evicts: false,
+        };
+        let case = Case {
+            reason: Reason::Unallocated,
+            protocol: Some(Protocol::Tcp),
+            is_from_pod: true,
+            source: "10.244.0.5".parse().unwrap(),
+            destination: "10.96.0.1:80".parse().unwrap(),
+            frontend: None,
+            rows: &[],
+            fills: &[fill],
+            own: &[],
+            find,
+        };
+        case.advice().unwrap()
+    }
+
+    #[test]
+    fn a_service_without_room_in_a_table_is_told() {
+        let advice = advice(&|_| Ok(vec![web()]), 4);
+        assert_eq!(
+            advice.cause,
+            "Service default/web has this port, but it is not in the tables: services_v4 has 4 of 4 entries \
+             (--table-size services_v4=ENTRIES)"
+        );
+        assert_eq!(advice.fix[0], "Service default/web: table services_v4 is full");
+    }
+
+    #[test]
+    fn an_agent_that_is_not_there_is_told() {
+        let advice = advice(&|_| Err(anyhow::anyhow!("no agent answers")), 0);
+        assert!(
+            advice.cause.starts_with("10.96.0.1 belongs to no Service"),
+            "{advice:?}"
+        );
+        assert!(
+            advice.fix.iter().any(|line| line.starts_with("no agent answers: ")),
+            "{advice:?}"
+        );
+    }
+}

@@ -47,12 +47,7 @@ pub(super) fn none(case: &Case<'_>, frontend: &ServiceRow) -> Advice {
         return unwritten(frontend, &detail);
     }
     Advice::new(
-        format!(
-            "none of the {} of {} is ready: {}",
-            counted(endpoints.len()),
-            named(frontend),
-            states(&endpoints)
-        ),
+        format!("no endpoint of {} is ready: {}", named(frontend), states(&endpoints)),
         [
             format!(
                 "look at the READY column of `kubectl -n {} get pods -o wide`, and at what `kubectl describe pod` says of \
@@ -108,6 +103,13 @@ pub(super) fn none_here(case: &Case<'_>, frontend: &ServiceRow) -> Advice {
             format!("or set {field}: Cluster, where endpoints of all nodes will do"),
         ],
     );
+    if !is_internal && case.is_from_pod {
+        // behaviour.md 5.6: it would get the endpoints of all nodes.
+        advice.fix.push(
+            "or tell the agent which clients are pods, which policy Local is not for: clusterCIDR, or another detectLocalMode"
+                .to_owned(),
+        );
+    }
     if !is_internal {
         advice.fix.push(
             "or have the load balancer ask the Service's healthCheckNodePort, which is 200 on nodes with endpoints only"

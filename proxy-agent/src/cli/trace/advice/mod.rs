@@ -43,6 +43,8 @@ pub(super) struct Case<'a> {
     pub(super) reason: Reason,
     /// Its protocol; `None` for one without ports
     pub(super) protocol: Option<Protocol>,
+    /// It comes from a pod of this node
+    pub(super) is_from_pod: bool,
     /// Its source
     pub(super) source: IpAddr,
     /// Its destination; the port means nothing without a protocol
