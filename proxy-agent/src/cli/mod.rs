@@ -2,6 +2,7 @@
 
 mod ask;
 mod cleanup;
+mod doctor;
 mod documentation;
 mod flows;
 pub mod input;
@@ -44,6 +45,7 @@ enum Command {
     Services(services::ServicesArgs),
     Flows(flows::FlowsArgs),
     Status(status::StatusArgs),
+    Doctor(doctor::DoctorArgs),
     Cleanup(cleanup::CleanupArgs),
     MountBpffs(mount_bpffs::MountBpffsArgs),
     Completions(documentation::CompletionsArgs),
@@ -63,6 +65,7 @@ impl Cli {
             Command::Services(arguments) => arguments.run(),
             Command::Flows(arguments) => arguments.run(),
             Command::Status(arguments) => arguments.run(),
+            Command::Doctor(arguments) => arguments.run(),
             Command::Cleanup(arguments) => arguments.run(),
             Command::MountBpffs(arguments) => arguments.run(),
             Command::Completions(arguments) => arguments.run(),

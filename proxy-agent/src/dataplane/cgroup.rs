@@ -150,19 +150,27 @@ impl SocketAttacher {
     }
 
     fn cgroup(&self) -> Result<PathBuf> {
-        let Some(cgroup) = &self.policy.cgroup else {
-            let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
-            return root(&mounts, &|mount| !mount.join("cgroup.type").exists());
-        };
-        let kind = nix::sys::statfs::statfs(cgroup).with_context(|| format!("cannot look at {}", cgroup.display()))?;
-        if kind.filesystem_type() != CGROUP2_MAGIC {
-            bail!(
-                "{} is no cgroup of version 2: --cgroup takes a directory below a mount of type cgroup2",
-                cgroup.display()
-            );
-        }
-        Ok(cgroup.clone())
+        directory(self.policy.cgroup.as_deref())
     }
+}
+
+/// The directory of the cgroup that is asked for, or of the root, wherever that is mounted.
+///
+/// # Errors
+/// There is none; says what to do.
+pub(super) fn directory(asked: Option<&Path>) -> Result<PathBuf> {
+    let Some(cgroup) = asked else {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+        return root(&mounts, &|mount| !mount.join("cgroup.type").exists());
+    };
+    let kind = nix::sys::statfs::statfs(cgroup).with_context(|| format!("cannot look at {}", cgroup.display()))?;
+    if kind.filesystem_type() != CGROUP2_MAGIC {
+        bail!(
+            "{} is no cgroup of version 2: --cgroup takes a directory below a mount of type cgroup2",
+            cgroup.display()
+        );
+    }
+    Ok(cgroup.to_owned())
 }
 
 /// The mount point of the root of the cgroup2 hierarchy, in the text of /proc/self/mountinfo (proc(5)). A container often sees a

@@ -13,9 +13,9 @@ use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
-    tc::TcHandle,
+    tc::{TcAttribute, TcHandle, TcMessage},
 };
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, sys::SocketAddr};
 use tokio::task::JoinHandle;
@@ -227,8 +227,85 @@ pub(super) fn remove_device(name: &str) -> Result<()> {
     on_own_thread(remove).with_context(|| format!("cannot remove the device {name}"))
 }
 
+/// What is attached to a device beside tcx.
+pub(super) struct DeviceHooks {
+    /// Its name
+    pub(super) name: String,
+    /// How an XDP program is attached, and its id, if one is
+    pub(super) xdp: Option<(XdpAttached, Option<u32>)>,
+    /// Filters of the clsact queueing discipline at ingress, by kind
+    pub(super) ingress_filters: Vec<String>,
+    /// Likewise at egress
+    pub(super) egress_filters: Vec<String>,
+}
+
+/// What is attached to the devices of this network namespace.
+///
+/// # Errors
+/// If the kernel doesn't tell.
+pub(super) fn device_hooks() -> Result<Vec<DeviceHooks>> {
+    let look = async || -> Result<Vec<DeviceHooks>> {
+        let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
+        let connection = tokio::spawn(connection);
+        let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
+        let mut devices = Vec::new();
+        for link in links {
+            let named = link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name.clone()),
+                _ => None,
+            });
+            let (Some(name), Ok(index)) = (named, i32::try_from(link.header.index)) else {
+                continue;
+            };
+            // A device without clsact has no such filters; one may go meanwhile.
+            let filters = handle.traffic_filter(index).get();
+            let ingress = filters.ingress().execute().try_collect::<Vec<_>>().await;
+            let filters = handle.traffic_filter(index).get();
+            let egress = filters.egress().execute().try_collect::<Vec<_>>().await;
+            devices.push(DeviceHooks {
+                name,
+                xdp: xdp_of(&link),
+                ingress_filters: kinds(&ingress.unwrap_or_default()),
+                egress_filters: kinds(&egress.unwrap_or_default()),
+            });
+        }
+        connection.abort();
+        Ok(devices)
+    };
+    on_own_thread(look).context("cannot look at the devices")
+}
+
+/// How XDP is attached to a link, if it is.
+fn xdp_of(link: &LinkMessage) -> Option<(XdpAttached, Option<u32>)> {
+    let nested = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Xdp(nested) => Some(nested),
+        _ => None,
+    })?;
+    let mode = nested.iter().find_map(|attribute| match attribute {
+        LinkXdp::Attached(mode) if *mode != XdpAttached::None => Some(*mode),
+        _ => None,
+    })?;
+    let id = nested.iter().find_map(|attribute| match attribute {
+        LinkXdp::ProgId(id) => Some(*id),
+        _ => None,
+    });
+    Some((mode, id))
+}
+
+/// The kinds of filters, each once.
+fn kinds(filters: &[TcMessage]) -> Vec<String> {
+    let kinds = filters.iter().flat_map(|filter| &filter.attributes);
+    let kinds: BTreeSet<String> = kinds
+        .filter_map(|attribute| match attribute {
+            TcAttribute::Kind(kind) => Some(kind.clone()),
+            _ => None,
+        })
+        .collect();
+    kinds.into_iter().collect()
+}
+
 /// Waits for an exchange over netlink, on a thread of its own, as the caller's may belong to a runtime.
-fn on_own_thread(exchange: impl AsyncFnOnce() -> Result<()> + Send) -> Result<()> {
+fn on_own_thread<T: Send>(exchange: impl AsyncFnOnce() -> Result<T> + Send) -> Result<T> {
     let done = std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             tokio::runtime::Builder::new_current_thread()

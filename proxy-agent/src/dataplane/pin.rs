@@ -147,7 +147,11 @@ impl PinDirectory {
         }
     }
 
-    fn check_file_system(&self) -> Result<()> {
+    /// Whether it is on a BPF file system, or can be made on one.
+    ///
+    /// # Errors
+    /// It isn't; says what to do.
+    pub(super) fn check_file_system(&self) -> Result<()> {
         let existing = self
             .root
             .ancestors()

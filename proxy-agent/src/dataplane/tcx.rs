@@ -59,6 +59,14 @@ pub(super) fn is_link_attached(path: &Path) -> Result<bool> {
     Ok(matches!(inspect(path)?, Pinned::Attached(_)))
 }
 
+/// Id of the program that is attached by the link that is pinned at `path`, to a device or a cgroup.
+pub(super) fn attached_program(path: &Path) -> Result<Option<u32>> {
+    Ok(match inspect(path)? {
+        Pinned::Attached(program) => Some(program),
+        Pinned::Missing | Pinned::Dead => None,
+    })
+}
+
 /// Attaches a program to a device, or replaces the one that the pinned link has.
 pub(super) fn attach(
     program: &mut SchedClassifier,

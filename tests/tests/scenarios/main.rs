@@ -8,6 +8,7 @@ mod change;
 mod collision;
 mod command;
 mod device;
+mod diagnosis;
 mod empty;
 mod endpoint;
 mod flood;

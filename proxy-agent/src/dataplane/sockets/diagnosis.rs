@@ -110,6 +110,25 @@ impl Diagnosis {
     }
 }
 
+/// Whether the kernel can end UDP sockets in the way of [`Diagnosis::abort`]: tried with one that can't be.
+///
+/// # Errors
+/// This process may not.
+pub(in crate::dataplane) fn can_abort() -> io::Result<bool> {
+    let nobodys = UdpSocket {
+        cookie: 0,
+        remote: SocketAddr::from(([0; 4], 0)),
+        family: AF_INET,
+        id: SocketId::new_v4(),
+    };
+    match Diagnosis::begin()?.abort(&nobodys) {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// About connected UDP sockets of a family, or one of them.
 const fn request(family: u8, socket_id: SocketId) -> InetRequest {
     InetRequest {

@@ -14,6 +14,8 @@ use proxy_common::{
     packet::UDP,
 };
 
+pub(super) use self::diagnosis::can_abort;
+
 use self::diagnosis::Diagnosis;
 use super::{
     address::Address,
