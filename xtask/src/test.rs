@@ -1,19 +1,15 @@
 //! `test`: everything that must hold, in one run.
 
+mod harness;
 mod tally;
 
 use std::{
-    env,
-    ffi::OsString,
-    io::{BufRead as _, BufReader},
-    num::NonZero,
     path::Path,
-    process::{Command, ExitCode, Stdio},
-    thread,
+    process::{Command, ExitCode},
     time::Instant,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::{
     build::{self, Profile},
@@ -51,7 +47,7 @@ fn run_all(tally: &mut Tally) -> Result<()> {
     check_formatting(tally);
     check_lints(&toolchain, tally);
     check_rules(tally);
-    run_tests(&agent, tally)
+    harness::run(&agent, tally)
 }
 
 fn check_formatting(tally: &mut Tally) {
@@ -116,51 +112,4 @@ fn check(name: &str, command: &mut Command, installed: bool, advice: &str, tally
     } else {
         tally.pass();
     }
-}
-
-/// How many tests run at once: half of a lab's time is waiting, for the kernel and for deadlines.
-fn test_threads() -> OsString {
-    env::var_os("RUST_TEST_THREADS").unwrap_or_else(|| {
-        let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        (2 * cores).to_string().into()
-    })
-}
-
-/// Runs `cargo test` and counts what it says.
-fn run_tests(agent: &Path, tally: &mut Tally) -> Result<()> {
-    process::step("cargo test");
-    let mut command = Command::new(workspace::cargo());
-    command
-        .args(["test", "--workspace", "--no-fail-fast"])
-        .current_dir(workspace::root())
-        .env("PROXY_AGENT", agent)
-        .env("RUST_TEST_THREADS", test_threads())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("cannot start `{}`", process::typed(&command)))?;
-    let output = BufReader::new(child.stdout.take().context("no pipe from cargo test")?);
-    let errors = BufReader::new(child.stderr.take().context("no pipe from cargo test")?);
-    let mut counted = Tally::default();
-    // Both are passed on in whole lines, so that they don't break each other where they go to one place.
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            for line in errors.lines().map_while(Result::ok) {
-                eprintln!("{line}");
-            }
-        });
-        for line in output.lines().map_while(Result::ok) {
-            println!("{line}");
-            counted.read(&line);
-        }
-    });
-    let status = child.wait().context("cannot wait for cargo test")?;
-    if !status.success() && counted.is_success() {
-        eprintln!("`{}`: {status}", process::typed(&command));
-        counted.fail("cargo test");
-    }
-    tally.add(counted);
-    Ok(())
 }

@@ -69,6 +69,11 @@ impl Tally {
         self.skips.extend(other.skips);
     }
 
+    /// Whether nothing was counted.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.passed == 0 && self.failed == 0 && self.skipped == 0
+    }
+
     /// Whether nothing failed.
     pub(super) const fn is_success(&self) -> bool {
         self.failed == 0
@@ -98,6 +103,7 @@ mod tests {
     #[test]
     fn the_harness_is_understood() {
         let mut tally = Tally::default();
+        assert!(tally.is_empty());
         for line in [
             "running 5 tests",
             "SKIPPED lab::pods: not root",
@@ -112,7 +118,7 @@ mod tests {
             tally.to_string(),
             "SKIPPED lab::pods: not root\nFAILED model::tests::b\n6 passed, 1 failed, 2 skipped"
         );
-        assert!(!tally.is_success());
+        assert!(!tally.is_success() && !tally.is_empty());
     }
 
     #[test]
