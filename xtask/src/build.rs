@@ -69,10 +69,9 @@ pub(crate) fn all(toolchain: &Toolchain, profile: Profile) -> Result<PathBuf> {
 /// Builds an agent with another layout of its tables, which tests take over from, and puts it where they look for it. The agent
 /// proper is to be built afterwards, for cargo puts both at the same place first.
 pub(crate) fn other_layout(toolchain: &Toolchain) -> Result<()> {
-    const FEATURE: [&str; 2] = ["--features", "other-layout"];
     process::step("building the agent with another layout");
     process::run(ebpf_cargo(
-        Command::new(&toolchain.compiler.cargo).arg("build").args(FEATURE),
+        Command::new(&toolchain.compiler.cargo).args(["build", "--features", "other-layout"]),
         toolchain,
     ))?;
     let directory = workspace::target().join("other-layout");
@@ -82,8 +81,8 @@ pub(crate) fn other_layout(toolchain: &Toolchain) -> Result<()> {
     object::publish(&built, &object, toolchain.compiler.llvm_major)?;
     process::run(
         Command::new(workspace::cargo())
-            .args(["build", "--package", "proxy-agent", "--bin", "proxy-agent"])
-            .args(FEATURE)
+            .args(["build", "--workspace", "--bin", "proxy-agent"])
+            .args(["--features", "proxy-agent/other-layout"])
             .env("PROXY_EBPF_OBJECT", &object)
             .current_dir(workspace::root()),
     )?;
@@ -136,13 +135,15 @@ pub(crate) fn ebpf_cargo<'a>(command: &'a mut Command, toolchain: &Toolchain) ->
 pub(crate) fn program(package: &str, name: &str, profile: Profile) -> Result<PathBuf> {
     process::step(&format!("building {name}"));
     let mut command = Command::new(workspace::cargo());
-    command
-        .args(["build", "--package", package, "--bin", name])
-        .current_dir(workspace::root());
+    command.args(["build", "--bin", name]).current_dir(workspace::root());
     let directory = match profile {
-        Profile::Dev => "debug",
+        Profile::Dev => {
+            // Dependencies with the features that they have in `cargo test --workspace`: else both build their own.
+            command.arg("--workspace");
+            "debug"
+        }
         Profile::Release => {
-            command.arg("--release");
+            command.args(["--release", "--package", package]);
             "release"
         }
     };
