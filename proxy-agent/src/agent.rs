@@ -28,7 +28,7 @@ use crate::{
     model::{Changes, Model, Problem, ServiceView},
     plan::{NodePlan, PlanContext, Planner, Update},
     source::Event,
-    surfaces::{Surfaces, health_check_addresses},
+    surfaces::{Surfaces, Written, health_check_addresses},
 };
 
 /// How often old endpoint sets and flows are looked for, and failed writes tried again.
@@ -273,7 +273,12 @@ impl Agent {
             }
         }
         let made = if self.dataplane.is_complete() { made } else { Vec::new() };
-        self.surfaces.written(began.elapsed(), &made);
+        let written = if *changes == Changes::Everything {
+            Written::All
+        } else {
+            Written::Changed
+        };
+        self.surfaces.written(written, began.elapsed(), &made);
         self.surfaces.services(&self.model, changes);
         if !self.synced {
             self.synced = true;

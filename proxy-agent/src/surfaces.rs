@@ -18,6 +18,8 @@ use crate::{
     source::{Change, Event},
 };
 
+pub(crate) use crate::metrics::Written;
+
 /// All of them.
 #[derive(Debug)]
 pub struct Surfaces {
@@ -86,8 +88,8 @@ impl Surfaces {
 
     /// The tables were written, which took this long; with changes of endpoints that were made in the cluster at these times
     /// (behaviour.md 9.8).
-    pub(crate) fn written(&self, took: Duration, changes: &[(Family, Timestamp)]) {
-        self.metrics.written(took);
+    pub(crate) fn written(&self, written: Written, took: Duration, changes: &[(Family, Timestamp)]) {
+        self.metrics.written(written, took);
         let now = Timestamp::now();
         for (family, made) in changes {
             // The clocks of two machines differ.

@@ -4,6 +4,7 @@ mod ask;
 mod cleanup;
 mod doctor;
 mod documentation;
+mod flags;
 mod flows;
 pub mod input;
 mod listing;

@@ -4,10 +4,11 @@ mod log;
 mod settings;
 
 use std::{
-    fs,
+    env, fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     pin::Pin,
+    sync::Arc,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -16,7 +17,7 @@ use k8s_openapi::jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use self::settings::Settings;
-use super::input::InputArgs;
+use super::{flags, input::InputArgs};
 use crate::{
     agent::{Agent, Ending},
     config::{LocalTraffic, ProxyConfig, Watch, parse_healthz_address, parse_metrics_address},
@@ -30,7 +31,7 @@ use crate::{
     events::{self, About, Notice, Recorder, Severity},
     health::{self, Asked, ProxyHealth},
     inquiry::{self, Inquirer},
-    metrics::{self, Metrics, SyncMetrics},
+    metrics::{self, Metrics, SyncMetrics, WorkMetrics},
     model::Model,
     source::{kubernetes::Kubernetes, manifests},
     surfaces::Surfaces,
@@ -113,9 +114,12 @@ impl RunArgs {
             recorder = Recorder::start(kubernetes.client(), node_name.clone());
             source = Box::pin(kubernetes.run(sender));
         }
-        let dataplane = Dataplane::open(self.options(&config), dataplane::now())?;
+        let work = WorkMetrics::default();
+        let mut options = self.options(&config);
+        options.observer = Arc::new(work.clone());
+        let dataplane = Dataplane::open(options, dataplane::now())?;
         let (inquirer, questions) = inquiry::channel();
-        let surfaces = self.surfaces(&config, recorder, inquirer)?;
+        let surfaces = self.surfaces(&config, recorder, &work, inquirer)?;
         tokio::spawn(source);
         tracing::info!(node = node_name, "serving");
         let edges = EdgePolicy {
@@ -148,7 +152,13 @@ impl RunArgs {
     }
 
     /// Starts what serves and tells others; the tables are there by now.
-    fn surfaces(&self, config: &ProxyConfig, recorder: Recorder, inquirer: Inquirer) -> Result<Surfaces> {
+    fn surfaces(
+        &self,
+        config: &ProxyConfig,
+        recorder: Recorder,
+        work: &WorkMetrics,
+        inquirer: Inquirer,
+    ) -> Result<Surfaces> {
         recorder.record(Notice {
             about: About::Node,
             severity: Severity::Normal,
@@ -163,9 +173,10 @@ impl RunArgs {
         let hard_fail = config.bind_address_hard_fail;
         let metrics = Metrics::new(
             self.pin_dir.clone(),
-            self.settings.metrics_services.unwrap_or_default(),
-            &sync,
+            self.settings.metrics(),
+            (&sync, work),
             config.to_configz(),
+            flags::of_run(env::args_os()),
         );
         let refused = |reason: &'static str| {
             let recorder = recorder.clone();

@@ -1,6 +1,9 @@
 //! Removes flows whose time is over, and tells what the others still use: one round ([`super::collection`] says when).
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use proxy_common::{
     datapath::flow::{self, State},
@@ -9,10 +12,12 @@ use proxy_common::{
 
 use super::{
     address::Address,
+    observer::{self, SharedObserver},
     programmer::filter::bit_of,
     stale::{self, Serving},
-    table::{BoxedTable, TableError, Tables},
+    table::{BoxedTable, Table, TableError, Tables},
 };
+use crate::model::Family;
 
 /// What the flows use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +45,7 @@ pub struct Collector {
     sockets_v4: BoxedTable<SocketKey<[u8; 4]>, SocketValue<[u8; 4]>>,
     sockets_v6: BoxedTable<SocketKey<[u8; 16]>, SocketValue<[u8; 16]>>,
     timeouts: Timeouts,
+    observer: SharedObserver,
 }
 
 impl Collector {
@@ -51,7 +57,14 @@ impl Collector {
             sockets_v4: tables.v4.sockets,
             sockets_v6: tables.v6.sockets,
             timeouts,
+            observer: observer::nobody(),
         }
+    }
+
+    /// Has `observer` told of rounds and of flows that are removed because their endpoints serve no more.
+    #[must_use]
+    pub fn observed(self, observer: SharedObserver) -> Self {
+        Self { observer, ..self }
     }
 
     /// Looks at every flow once; `now` is the time since boot (`CLOCK_MONOTONIC`).
@@ -59,6 +72,14 @@ impl Collector {
     /// # Errors
     /// If a table can't be read or written.
     pub fn collect(&mut self, now: Duration) -> Result<FlowUsage, TableError> {
+        let began = Instant::now();
+        let usage = self.look(now);
+        let removed = usage.as_ref().map(|usage| usage.removed).ok();
+        self.observer.collected(began.elapsed(), removed);
+        usage
+    }
+
+    fn look(&mut self, now: Duration) -> Result<FlowUsage, TableError> {
         let mut usage = FlowUsage {
             began: now,
             ..FlowUsage::default()
@@ -82,16 +103,43 @@ impl Collector {
     /// Removes the UDP flows whose endpoints serve no more. A failure is logged: the flows that stay end by themselves when
     /// their clients fall silent (behaviour.md 7.2 has no more to offer, either).
     pub(super) fn purge(&mut self, serving: &Serving) {
-        let removed = stale::remove(&mut *self.v4, serving)
-            .and_then(|removed| Ok(removed + stale::remove(&mut *self.v6, serving)?))
-            .and_then(|removed| Ok(removed + stale::remove_unconnected(&mut *self.sockets_v4, serving)?))
-            .and_then(|removed| Ok(removed + stale::remove_unconnected(&mut *self.sockets_v6, serving)?));
+        let removed = [
+            purge(
+                Family::V4,
+                &mut *self.v4,
+                &mut *self.sockets_v4,
+                serving,
+                &self.observer,
+            ),
+            purge(
+                Family::V6,
+                &mut *self.v6,
+                &mut *self.sockets_v6,
+                serving,
+                &self.observer,
+            ),
+        ];
+        let removed: Result<u64, TableError> = removed.into_iter().sum();
         match removed {
             Ok(0) => {}
             Ok(removed) => tracing::debug!(removed, "flow entries of endpoints that serve no more removed"),
             Err(error) => tracing::warn!(%error, "flows to endpoints that serve no more could not be removed"),
         }
     }
+}
+
+/// Removes the UDP flows of a family whose endpoints serve no more; gives how many entries these were.
+fn purge<A: Address>(
+    family: Family,
+    flows: Flows<'_, A>,
+    sockets: &mut dyn Table<SocketKey<A>, SocketValue<A>>,
+    serving: &Serving,
+    observer: &SharedObserver,
+) -> Result<u64, TableError> {
+    let began = Instant::now();
+    let removed = stale::remove(flows, serving)? + stale::remove_unconnected(sockets, serving)?;
+    observer.purged(family, began.elapsed(), removed);
+    Ok(removed)
 }
 
 /// The datapath's clock at a time since boot.
@@ -131,7 +179,7 @@ struct Found<A> {
     twin: Option<FlowValue<A>>,
 }
 
-type Flows<'a, A> = &'a mut dyn super::table::Table<FlowKey<A>, FlowValue<A>>;
+type Flows<'a, A> = &'a mut dyn Table<FlowKey<A>, FlowValue<A>>;
 
 impl<A: Address> Found<A> {
     /// The pair of halves that an entry belongs to, looked up now; `None` if the entry is gone.
@@ -274,7 +322,7 @@ fn note<A: Address>(key: &FlowKey<A>, value: &FlowValue<A>, usage: &mut FlowUsag
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataplane::{memory::Memory, table::Table as _};
+    use crate::dataplane::memory::Memory;
 
     const CLIENT: ([u8; 4], u16) = ([10, 244, 0, 5], 40000);
     const FRONTEND: ([u8; 4], u16) = ([10, 96, 0, 1], 80);

@@ -12,78 +12,94 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, Pe
 use proxy_common::layout::{AddressBytes, Plain, Source, SourceKey, TableKind, TableSpec, tables};
 
 use super::{
+    observer::{self, SharedObserver},
     pin::PinDirectory,
     raw::{self, Raw},
     shape,
     table::{BoxedTable, FamilyTables, Table, TableError, Tables},
 };
 
-/// Opens every pinned table.
+/// Opens every pinned table, to read it; what is refused is nobody's concern.
 ///
 /// # Errors
 /// If one is missing or of another shape.
 pub fn open(pin: &PinDirectory) -> Result<Tables> {
+    open_observed(pin, &observer::nobody())
+}
+
+/// [`open`], for one who writes; `observer` is told of what is refused.
+///
+/// # Errors
+/// As there.
+pub fn open_observed(pin: &PinDirectory, observer: &SharedObserver) -> Result<Tables> {
     pin.check_pinned()?;
+    let place = &Place { pin, observer };
     Ok(Tables {
         v4: FamilyTables {
-            services: hash(pin, tables::SERVICES_V4)?,
-            slots: hash(pin, tables::SLOTS_V4)?,
-            flows: hash(pin, tables::FLOWS_V4)?,
-            openings: array(pin, tables::OPENINGS_V4)?,
-            opening_ends: array(pin, tables::OPENING_ENDS_V4)?,
-            affinity: hash(pin, tables::AFFINITY_V4)?,
-            sockets: hash(pin, tables::SOCKETS_V4)?,
-            fragments: hash(pin, tables::FRAGMENTS_V4)?,
-            members: hash(pin, tables::MEMBERS_V4)?,
-            sources: trie(pin, tables::SOURCES_V4)?,
-            addresses: hash(pin, tables::ADDRESSES_V4)?,
+            services: hash(place, tables::SERVICES_V4)?,
+            slots: hash(place, tables::SLOTS_V4)?,
+            flows: hash(place, tables::FLOWS_V4)?,
+            openings: array(place, tables::OPENINGS_V4)?,
+            opening_ends: array(place, tables::OPENING_ENDS_V4)?,
+            affinity: hash(place, tables::AFFINITY_V4)?,
+            sockets: hash(place, tables::SOCKETS_V4)?,
+            fragments: hash(place, tables::FRAGMENTS_V4)?,
+            members: hash(place, tables::MEMBERS_V4)?,
+            sources: trie(place, tables::SOURCES_V4)?,
+            addresses: hash(place, tables::ADDRESSES_V4)?,
         },
         v6: FamilyTables {
-            services: hash(pin, tables::SERVICES_V6)?,
-            slots: hash(pin, tables::SLOTS_V6)?,
-            flows: hash(pin, tables::FLOWS_V6)?,
-            openings: array(pin, tables::OPENINGS_V6)?,
-            opening_ends: array(pin, tables::OPENING_ENDS_V6)?,
-            affinity: hash(pin, tables::AFFINITY_V6)?,
-            sockets: hash(pin, tables::SOCKETS_V6)?,
-            fragments: hash(pin, tables::FRAGMENTS_V6)?,
-            members: hash(pin, tables::MEMBERS_V6)?,
-            sources: trie(pin, tables::SOURCES_V6)?,
-            addresses: hash(pin, tables::ADDRESSES_V6)?,
+            services: hash(place, tables::SERVICES_V6)?,
+            slots: hash(place, tables::SLOTS_V6)?,
+            flows: hash(place, tables::FLOWS_V6)?,
+            openings: array(place, tables::OPENINGS_V6)?,
+            opening_ends: array(place, tables::OPENING_ENDS_V6)?,
+            affinity: hash(place, tables::AFFINITY_V6)?,
+            sockets: hash(place, tables::SOCKETS_V6)?,
+            fragments: hash(place, tables::FRAGMENTS_V6)?,
+            members: hash(place, tables::MEMBERS_V6)?,
+            sources: trie(place, tables::SOURCES_V6)?,
+            addresses: hash(place, tables::ADDRESSES_V6)?,
         },
-        held_fragments: hash(pin, tables::HELD_FRAGMENTS)?,
-        service_ranges: array(pin, tables::SERVICE_RANGES)?,
-        service_names: hash(pin, tables::SERVICE_NAMES)?,
-        devices: hash(pin, tables::DEVICES)?,
-        frontend_filter: array(pin, tables::FRONTEND_FILTER)?,
-        backend_filter: array(pin, tables::BACKEND_FILTER)?,
-        reason_counts: per_cpu(pin, tables::REASON_COUNTS, array(pin, tables::REASONS_BEFORE)?)?,
-        service_counts: per_cpu(pin, tables::SERVICE_COUNTS, hash(pin, tables::SERVICES_BEFORE)?)?,
+        held_fragments: hash(place, tables::HELD_FRAGMENTS)?,
+        service_ranges: array(place, tables::SERVICE_RANGES)?,
+        service_names: hash(place, tables::SERVICE_NAMES)?,
+        devices: hash(place, tables::DEVICES)?,
+        frontend_filter: array(place, tables::FRONTEND_FILTER)?,
+        backend_filter: array(place, tables::BACKEND_FILTER)?,
+        reason_counts: per_cpu(place, tables::REASON_COUNTS, array(place, tables::REASONS_BEFORE)?)?,
+        service_counts: per_cpu(place, tables::SERVICE_COUNTS, hash(place, tables::SERVICES_BEFORE)?)?,
     })
 }
 
-fn hash<K: Plain + Send, V: Plain + Send>(pin: &PinDirectory, spec: TableSpec) -> Result<BoxedTable<K, V>> {
-    Ok(Box::new(KernelHash(KernelMap::open(pin, spec)?, PhantomData)))
+/// Where the tables are, and who is told of writes that they refuse.
+struct Place<'a> {
+    pin: &'a PinDirectory,
+    observer: &'a SharedObserver,
 }
 
-fn trie<A>(pin: &PinDirectory, spec: TableSpec) -> Result<BoxedTable<SourceKey<A>, u32>>
+fn hash<K: Plain + Send, V: Plain + Send>(place: &Place<'_>, spec: TableSpec) -> Result<BoxedTable<K, V>> {
+    Ok(Box::new(KernelHash(KernelMap::open(place, spec)?, PhantomData)))
+}
+
+fn trie<A>(place: &Place<'_>, spec: TableSpec) -> Result<BoxedTable<SourceKey<A>, u32>>
 where
     A: AddressBytes + Send,
     Source<A>: Plain,
     SourceKey<A>: Plain,
 {
-    Ok(Box::new(KernelTrie(KernelMap::open(pin, spec)?, PhantomData)))
+    Ok(Box::new(KernelTrie(KernelMap::open(place, spec)?, PhantomData)))
 }
 
-fn array<V: Plain + Send>(pin: &PinDirectory, spec: TableSpec) -> Result<BoxedTable<u32, V>> {
-    Ok(Box::new(KernelArray(KernelMap::open(pin, spec)?, PhantomData)))
+fn array<V: Plain + Send>(place: &Place<'_>, spec: TableSpec) -> Result<BoxedTable<u32, V>> {
+    Ok(Box::new(KernelArray(KernelMap::open(place, spec)?, PhantomData)))
 }
 
-fn per_cpu<V>(pin: &PinDirectory, spec: TableSpec, before: BoxedTable<u32, V>) -> Result<BoxedTable<u32, V>>
+fn per_cpu<V>(place: &Place<'_>, spec: TableSpec, before: BoxedTable<u32, V>) -> Result<BoxedTable<u32, V>>
 where
     V: Plain + Default + Send + Sum,
 {
-    let map = KernelMap::open(pin, spec)?;
+    let map = KernelMap::open(place, spec)?;
     Ok(Box::new(KernelPerCpu { map, before }))
 }
 
@@ -94,11 +110,12 @@ struct KernelMap {
     map: Map,
     /// The map again, for what aya can't do
     fd: OwnedFd,
+    observer: SharedObserver,
 }
 
 impl KernelMap {
-    fn open(pin: &PinDirectory, spec: TableSpec) -> Result<Self> {
-        let path = pin.map(spec.name);
+    fn open(place: &Place<'_>, spec: TableSpec) -> Result<Self> {
+        let path = place.pin.map(spec.name);
         let max_entries = shape::check(&path, &spec)?.with_context(|| {
             format!(
                 "table {} is not pinned at {}: start an agent",
@@ -120,6 +137,7 @@ impl KernelMap {
             spec: TableSpec { max_entries, ..spec },
             map,
             fd,
+            observer: place.observer.clone(),
         })
     }
 
@@ -134,6 +152,12 @@ impl KernelMap {
             return self.full();
         }
         self.kernel_error(source)
+    }
+
+    /// The error of a write.
+    fn refusal(&self, error: MapError) -> TableError {
+        self.observer.write_refused(self.spec.name);
+        self.error(error)
     }
 
     const fn full(&self) -> TableError {
@@ -177,7 +201,7 @@ impl<K: Plain + Send, V: Plain + Send> Table<K, V> for KernelHash<K, V> {
     fn insert(&mut self, key: &K, value: &V) -> Result<(), TableError> {
         HashMap::<_, Raw<K>, Raw<V>>::try_from(&mut self.0.map)
             .and_then(|mut map| map.insert(Raw(*key), Raw(*value), 0))
-            .map_err(|error| self.0.error(error))
+            .map_err(|error| self.0.refusal(error))
     }
 
     fn remove(&mut self, key: &K) -> Result<bool, TableError> {
@@ -187,7 +211,7 @@ impl<K: Plain + Send, V: Plain + Send> Table<K, V> for KernelHash<K, V> {
             Ok(()) => Ok(true),
             Err(MapError::KeyNotFound) => Ok(false),
             Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(self.0.error(error)),
+            Err(error) => Err(self.0.refusal(error)),
         }
     }
 
@@ -244,8 +268,11 @@ where
             .and_then(|mut map| map.insert(&prefix(key), value, 0));
         inserted.map_err(|error| match error {
             // The kernel's word for a full trie.
-            MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::ENOSPC) => self.0.full(),
-            error => self.0.error(error),
+            MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::ENOSPC) => {
+                self.0.observer.write_refused(self.0.spec.name);
+                self.0.full()
+            }
+            error => self.0.refusal(error),
         })
     }
 
@@ -256,7 +283,7 @@ where
             Ok(()) => Ok(true),
             Err(MapError::KeyNotFound) => Ok(false),
             Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(self.0.error(error)),
+            Err(error) => Err(self.0.refusal(error)),
         }
     }
 
@@ -284,7 +311,7 @@ impl<V: Plain + Send> Table<u32, V> for KernelArray<V> {
     fn insert(&mut self, key: &u32, value: &V) -> Result<(), TableError> {
         Array::<_, Raw<V>>::try_from(&mut self.0.map)
             .and_then(|mut map| map.set(*key, Raw(*value), 0))
-            .map_err(|error| self.0.error(error))
+            .map_err(|error| self.0.refusal(error))
     }
 
     fn remove(&mut self, _key: &u32) -> Result<bool, TableError> {
@@ -331,7 +358,7 @@ impl<V: Plain + Default + Send + Sum> Table<u32, V> for KernelPerCpu<V> {
         let values = PerCpuValues::try_from(values).map_err(|error| self.map.kernel_error(error))?;
         PerCpuArray::<_, Raw<V>>::try_from(&mut self.map.map)
             .and_then(|mut map| map.set(*key, values, 0))
-            .map_err(|error| self.map.error(error))?;
+            .map_err(|error| self.map.refusal(error))?;
         if self.before.get(key)?.is_some() {
             self.before.insert(key, &V::default())?;
         }

@@ -25,6 +25,7 @@ pub mod memory;
 mod netfilter;
 pub mod network;
 mod object;
+pub mod observer;
 pub mod pin;
 pub mod pressure;
 pub mod programmer;
@@ -43,7 +44,7 @@ pub mod xdp;
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -57,6 +58,7 @@ use self::{
     edge::Edge,
     generation::{Generation, Previous, handover::Handover},
     object::Programs,
+    observer::SharedObserver,
     pin::{PinDirectory, PinLock},
     programmer::Programmer,
     sockets::SocketAborter,
@@ -93,6 +95,8 @@ pub struct Options {
     pub collect_interval: Duration,
     /// What the programs log; anything but off needs a tokio runtime
     pub log: LogLevel,
+    /// Who is told of what is done
+    pub observer: SharedObserver,
 }
 
 impl Options {
@@ -107,6 +111,7 @@ impl Options {
             timeouts: Timeouts::DEFAULT,
             collect_interval: Duration::from_secs(10),
             log: LogLevel::Off,
+            observer: observer::nobody(),
         }
     }
 }
@@ -163,8 +168,8 @@ impl Dataplane {
             Handover::begin(options.pin.generation(), previous, patience, now)
         };
         let handover = previous.map(begin).transpose()?;
-        let mut programmer =
-            Programmer::load(kernel::open(&options.pin)?, now).context("cannot read the tables of the last agent")?;
+        let tables = || kernel::open_observed(&options.pin, &options.observer);
+        let mut programmer = Programmer::load(tables()?, now).context("cannot read the tables of the last agent")?;
         if let Some(handover) = &handover {
             handover.admit(&mut programmer, now)?;
         }
@@ -173,12 +178,12 @@ impl Dataplane {
             handover,
             programmer,
             collection: Collection::start(
-                Collector::new(kernel::open(&options.pin)?, options.timeouts),
+                Collector::new(tables()?, options.timeouts).observed(options.observer.clone()),
                 SocketAborter::new(kernel::open(&options.pin)?, options.sockets.mode == cgroup::Mode::All),
                 options.collect_interval,
                 now,
             )?,
-            takeover: Takeover::new(kernel::open(&options.pin)?),
+            takeover: Takeover::new(tables()?),
             express_states: BTreeMap::new(),
             express: ExpressAttacher::new(options.pin.clone(), options.xdp.clone()),
             sockets: SocketAttacher::new(options.pin.clone(), options.sockets.clone()),
@@ -338,8 +343,10 @@ impl Dataplane {
         if self.handover.is_some() {
             return;
         }
-        let reconciled =
-            kernel::open(&self.options.pin).and_then(|tables| Ok(self.programmer.reconcile(tables, plan, now)?));
+        let began = Instant::now();
+        let reconciled = kernel::open_observed(&self.options.pin, &self.options.observer)
+            .and_then(|tables| Ok(self.programmer.reconcile(tables, plan, now)?));
+        self.options.observer.compared(began.elapsed());
         self.purge();
         match reconciled {
             Ok(differences) => {

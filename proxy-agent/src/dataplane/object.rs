@@ -237,6 +237,7 @@ impl Programs {
         let program: &mut CgroupSockAddr = program.try_into().with_context(|| format!("program {name}"))?;
         if program.fd().is_err() {
             program.load().map_err(|error| verification(name, error))?;
+            self.generation.keep_program(name, program.fd()?.as_fd())?;
         }
         Ok(program)
     }

@@ -3,10 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::Result;
-use hyper::{
-    StatusCode,
-    header::{HeaderValue, X_CONTENT_TYPE_OPTIONS},
-};
+use hyper::StatusCode;
 
 use super::{Moment, ProxyHealth};
 use crate::http::{self, Answer};
@@ -52,13 +49,5 @@ fn page(health: &ProxyHealth, path: &str, count: impl Fn(Asked, u16)) -> Answer 
     count(asked, status.as_u16());
     // It consists of texts and truths.
     let body = serde_json::to_string(&report).unwrap_or_default();
-    unsniffable(http::answer(status, "application/json", body))
-}
-
-/// Tells browsers to take the type for what it is.
-pub(super) fn unsniffable(mut answer: Answer) -> Answer {
-    answer
-        .headers_mut()
-        .insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    answer
+    http::answer(status, "application/json", body)
 }

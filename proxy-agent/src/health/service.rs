@@ -17,7 +17,7 @@ use hyper::{
 };
 use tokio::task::JoinSet;
 
-use super::{Moment, ProxyHealth, page::unsniffable};
+use super::{Moment, ProxyHealth};
 use crate::{
     http::{self, Answer},
     model::ObjectName,
@@ -125,11 +125,7 @@ fn answer(service: &ObjectName, endpoints: usize, healthy: bool) -> Answer {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    let mut answer = unsniffable(http::answer(
-        status,
-        "application/json",
-        body(service, endpoints, healthy),
-    ));
+    let mut answer = http::answer(status, "application/json", body(service, endpoints, healthy));
     answer.headers_mut().insert(WEIGHT, HeaderValue::from(endpoints));
     answer
 }

@@ -3,34 +3,52 @@
 //! A scrape reads the pinned tables itself, on a thread of its own; of the agent's loop it needs what only the loop knows
 //! ([`SyncMetrics`]), which costs that some atomic additions.
 
+mod detail;
 mod encode;
+#[cfg(test)]
+mod monitoring;
 mod page;
 mod process;
+mod programs;
+mod services;
+mod slis;
 mod sync;
 mod tables;
+mod text;
+mod work;
+mod zpages;
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
-use prometheus_client::{encoding::text, metrics::gauge::ConstGauge, registry::Registry};
+use prometheus_client::{metrics::gauge::ConstGauge, registry::Registry};
 use serde_json::Value;
 
-use self::{process::ProcessCollector, tables::TablesCollector};
+use self::{process::ProcessCollector, programs::ProgramsCollector, tables::TablesCollector, zpages::ZPages};
 use crate::dataplane::pin::PinDirectory;
 
+pub use detail::{Detail, Told};
 pub use page::serve;
-pub use sync::SyncMetrics;
-pub use tables::ServiceMetrics;
+pub use sync::{SyncMetrics, Written};
+pub use work::WorkMetrics;
 
 /// All metrics, and what is told beside them.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     configz: Value,
+    zpages: ZPages,
 }
 
 impl Metrics {
-    /// Metrics of the tables pinned at `pin`, and what `sync` notes. `configz` is the configuration in use.
-    pub fn new(pin: PinDirectory, services: ServiceMetrics, sync: &SyncMetrics, configz: Value) -> Self {
+    /// Metrics of the tables pinned at `pin`, and what `sync` and `work` note. `configz` is the configuration in use, `flags` are those that
+    /// the process was started with, by name.
+    pub fn new(
+        pin: PinDirectory,
+        detail: Detail,
+        (sync, work): (&SyncMetrics, &WorkMetrics),
+        configz: Value,
+        flags: BTreeMap<String, String>,
+    ) -> Self {
         let mut registry = Registry::default();
         let build = [
             ("major", env!("CARGO_PKG_VERSION_MAJOR")),
@@ -48,18 +66,22 @@ impl Metrics {
             );
         registry.register_collector(Box::new(ProcessCollector));
         sync.register(&mut registry);
-        registry.register_collector(Box::new(TablesCollector { pin, services }));
-        Self { registry, configz }
+        work.register(&mut registry);
+        registry.register_collector(Box::new(ProgramsCollector { pin: pin.clone() }));
+        registry.register_collector(Box::new(TablesCollector { pin, detail }));
+        Self {
+            registry,
+            configz,
+            zpages: ZPages::new(flags),
+        }
     }
 
-    /// All of them, as they are now, in the OpenMetrics text format. Takes as long as the tables are large.
+    /// All of them, as they are now, in Prometheus' text format. Takes as long as the tables are large.
     ///
     /// # Errors
     /// Never in practice: a `String` takes everything.
     pub fn text(&self) -> Result<String, fmt::Error> {
-        let mut text = String::new();
-        text::encode(&mut text, &self.registry)?;
-        Ok(text)
+        text::encode(&self.registry)
     }
 }
 

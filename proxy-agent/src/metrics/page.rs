@@ -1,13 +1,13 @@
 //! The metrics server's pages (behaviour.md 8.7).
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 use anyhow::Result;
-use hyper::{StatusCode, Uri};
+use hyper::{HeaderMap, StatusCode, Uri};
 use serde::Serialize;
 use tokio::sync::Mutex;
 
-use super::Metrics;
+use super::{Metrics, slis::HealthChecks, text};
 use crate::{
     http::{self, Answer},
     inquiry::{About, Inquirer},
@@ -17,8 +17,19 @@ use crate::{
 /// can't do, so a name of its own makes them run everything.
 const MODE: &str = "ebpf";
 
-/// What `/metrics` is written in.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// All pages that there are.
+const PATHS: [&str; 10] = [
+    "/configz",
+    "/debug/agent",
+    "/debug/services",
+    "/flagz",
+    "/healthz",
+    "/healthz/ping",
+    "/metrics",
+    "/metrics/slis",
+    "/proxyMode",
+    "/statusz",
+];
 
 /// What the pages are made from.
 struct Pages {
@@ -26,10 +37,10 @@ struct Pages {
     agent: Inquirer,
     /// One scrape at a time
     turn: Mutex<()>,
+    health_checks: HealthChecks,
 }
 
-/// Serves `/metrics`, `/healthz`, `/proxyMode` and `/configz` at an address from now on, in the background; and `/debug/agent` and
-/// `/debug/services`, which `agent` answers.
+/// Serves [`PATHS`] at an address from now on, in the background; `agent` answers those below `/debug`.
 ///
 /// # Errors
 /// With `hard_fail` only: nobody can listen there (behaviour.md 8.6).
@@ -44,22 +55,40 @@ pub fn serve(
         metrics: Arc::new(metrics),
         agent,
         turn: Mutex::new(()),
+        health_checks: HealthChecks::default(),
     });
     http::start("metrics", address, hard_fail, refused, move |request| {
         let pages = pages.clone();
-        async move { pages.page(request.uri()).await }
+        async move { pages.page(request.uri(), request.headers()).await }
     })
 }
 
 impl Pages {
-    async fn page(&self, uri: &Uri) -> Answer {
+    async fn page(&self, uri: &Uri, headers: &HeaderMap) -> Answer {
         match uri.path() {
             "/metrics" => self.scrape().await,
-            "/healthz" => http::text(StatusCode::OK, "ok"),
+            "/metrics/slis" => metrics(text::encode(&self.health_checks.registry)),
+            "/healthz" => {
+                self.health_checks.answered();
+                let is_verbose = uri
+                    .query()
+                    .is_some_and(|query| query.split('&').any(|word| word.split('=').next() == Some("verbose")));
+                http::text(
+                    StatusCode::OK,
+                    if is_verbose {
+                        "[+]ping ok\nhealthz check passed\n"
+                    } else {
+                        "ok"
+                    },
+                )
+            }
+            "/healthz/ping" => http::text(StatusCode::OK, "ok"),
             "/proxyMode" => http::text(StatusCode::OK, MODE),
             "/configz" => http::answer(StatusCode::OK, "application/json", self.metrics.configz.to_string()),
             "/debug/agent" => json(self.agent.agent().await),
             "/debug/services" => self.services(uri.query().unwrap_or_default()).await,
+            "/statusz" => self.metrics.zpages.statusz(headers, &PATHS),
+            "/flagz" => self.metrics.zpages.flagz(headers),
             _ => http::text(StatusCode::NOT_FOUND, "404 page not found\n"),
         }
     }
@@ -76,11 +105,17 @@ impl Pages {
     /// On a thread that may block: it takes as long as the tables are large.
     async fn scrape(&self) -> Answer {
         let _turn = self.turn.lock().await;
-        let metrics = self.metrics.clone();
-        match tokio::task::spawn_blocking(move || metrics.text()).await {
-            Ok(Ok(text)) => http::answer(StatusCode::OK, OPEN_METRICS, text),
-            Ok(Err(_)) | Err(_) => http::text(StatusCode::INTERNAL_SERVER_ERROR, "the scrape failed\n"),
-        }
+        let scraped = self.metrics.clone();
+        let scrape = tokio::task::spawn_blocking(move || scraped.text()).await;
+        metrics(scrape.unwrap_or(Err(fmt::Error)))
+    }
+}
+
+/// A page of metrics.
+fn metrics(text: Result<String, fmt::Error>) -> Answer {
+    match text {
+        Ok(text) => http::answer(StatusCode::OK, text::CONTENT_TYPE, text),
+        Err(_) => http::text(StatusCode::INTERNAL_SERVER_ERROR, "the scrape failed\n"),
     }
 }
 

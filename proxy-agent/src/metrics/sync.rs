@@ -15,16 +15,28 @@ use prometheus_client::{
 use crate::model;
 
 /// `ip_family`, as kube-proxy writes it.
-type OfFamily = [(&'static str, &'static str); 1];
+pub(super) type OfFamily = [(&'static str, &'static str); 1];
 /// `code`, the HTTP status of an answer.
 type OfCode = [(&'static str, u16); 1];
 type Seconds = Gauge<f64, std::sync::atomic::AtomicU64>;
-type Histograms = Family<OfFamily, Histogram, fn() -> Histogram>;
+/// A histogram of each family.
+pub(super) type Histograms = Family<OfFamily, Histogram, fn() -> Histogram>;
+
+/// How much was written at once (behaviour.md 9.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// What follows from all Services
+    All,
+    /// What follows from those that changed
+    Changed,
+}
 
 /// Handles of the metrics that the agent's loop changes; clones share them.
 #[derive(Clone, Debug)]
 pub struct SyncMetrics {
     duration: Histograms,
+    full_duration: Histograms,
+    partial_duration: Histograms,
     network_programming: Histograms,
     endpoint_changes: Counter,
     service_changes: Counter,
@@ -41,7 +53,9 @@ pub struct SyncMetrics {
 impl Default for SyncMetrics {
     fn default() -> Self {
         Self {
-            duration: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 15))),
+            duration: sync_durations(),
+            full_duration: sync_durations(),
+            partial_duration: sync_durations(),
             network_programming: Family::new_with_constructor(|| Histogram::new(network_programming_buckets())),
             endpoint_changes: Counter::default(),
             service_changes: Counter::default(),
@@ -57,6 +71,11 @@ impl Default for SyncMetrics {
     }
 }
 
+/// Histograms with the buckets that kube-proxy has for all that it writes.
+pub(super) fn sync_durations() -> Histograms {
+    Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 15)))
+}
+
 /// kube-proxy's, with the 0 in front that it has by mistake: dashboards compare buckets by name.
 fn network_programming_buckets() -> impl Iterator<Item = f64> {
     [0.0, 0.25, 0.5]
@@ -66,7 +85,7 @@ fn network_programming_buckets() -> impl Iterator<Item = f64> {
         .chain(linear_buckets(120.0, 30.0, 7))
 }
 
-const fn of_family(family: model::Family) -> OfFamily {
+pub(super) const fn of_family(family: model::Family) -> OfFamily {
     [(
         "ip_family",
         match family {
@@ -86,6 +105,18 @@ impl SyncMetrics {
         let kube_proxy = registry.sub_registry_with_prefix("kubeproxy");
         let help = "How long it took to write what changed";
         kube_proxy.register("sync_proxy_rules_duration_seconds", help, self.duration.clone());
+        let help = "How long it took to write all Services";
+        kube_proxy.register(
+            "sync_full_proxy_rules_duration_seconds",
+            help,
+            self.full_duration.clone(),
+        );
+        let help = "How long it took to write those Services that changed";
+        kube_proxy.register(
+            "sync_partial_proxy_rules_duration_seconds",
+            help,
+            self.partial_duration.clone(),
+        );
         let help = "How long after a change in the cluster it was written here";
         kube_proxy.register(
             "network_programming_duration_seconds",
@@ -154,11 +185,15 @@ impl SyncMetrics {
     }
 
     /// The tables were written, which took this long.
-    pub fn written(&self, took: Duration) {
+    pub fn written(&self, written: Written, took: Duration) {
+        let of_kind = match written {
+            Written::All => &self.full_duration,
+            Written::Changed => &self.partial_duration,
+        };
         for family in model::Family::ALL {
-            self.duration
-                .get_or_create(&of_family(family))
-                .observe(took.as_secs_f64());
+            for durations in [&self.duration, of_kind] {
+                durations.get_or_create(&of_family(family)).observe(took.as_secs_f64());
+            }
         }
     }
 
@@ -204,16 +239,13 @@ fn to_gauge(count: usize) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use prometheus_client::encoding::text;
-
     use super::*;
+    use crate::metrics::text;
 
     fn scrape(metrics: &SyncMetrics) -> String {
         let mut registry = Registry::default();
         metrics.register(&mut registry);
-        let mut text = String::new();
-        text::encode(&mut text, &registry).expect("a string takes everything");
-        text
+        text::encode(&registry).expect("a string takes everything")
     }
 
     /// The `le` labels of a histogram of IPv4.
@@ -228,19 +260,25 @@ mod tests {
     #[test]
     fn rule_8_8_buckets_are_those_of_kube_proxy() {
         let metrics = SyncMetrics::default();
-        metrics.written(Duration::from_millis(3));
+        metrics.written(Written::All, Duration::from_millis(3));
         metrics.programmed(model::Family::V4, Duration::from_millis(300));
         let text = scrape(&metrics);
-        let sync = buckets(&text, "kubeproxy_sync_proxy_rules_duration_seconds");
-        assert_eq!(sync.len(), 16, "{text}");
-        assert_eq!(
-            (sync[0].as_str(), sync[14].as_str(), sync[15].as_str()),
-            ("0.001", "16.384", "+Inf")
-        );
+        for kind in ["", "full_"] {
+            let sync = buckets(&text, &format!("kubeproxy_sync_{kind}proxy_rules_duration_seconds"));
+            assert_eq!(sync.len(), 16, "{text}");
+            assert_eq!(
+                (sync[0].as_str(), sync[14].as_str(), sync[15].as_str()),
+                ("0.001", "16.384", "+Inf")
+            );
+        }
+        let partial = "kubeproxy_sync_partial_proxy_rules_duration_seconds";
+        assert_eq!(buckets(&text, partial), [""; 0], "nothing was written so");
+        metrics.written(Written::Changed, Duration::from_millis(3));
+        assert_eq!(buckets(&scrape(&metrics), partial).len(), 16);
         let programming = buckets(&text, "kubeproxy_network_programming_duration_seconds");
         assert_eq!(programming.len(), 3 + 59 + 12 + 7 + 1);
-        assert_eq!(programming[..5], ["0.0", "0.25", "0.5", "1.0", "2.0"]);
-        assert_eq!(programming[programming.len() - 2..], ["300.0", "+Inf"]);
+        assert_eq!(programming[..5], ["0", "0.25", "0.5", "1", "2"]);
+        assert_eq!(programming[programming.len() - 2..], ["300", "+Inf"]);
         let observed = "kubeproxy_network_programming_duration_seconds_bucket{le=\"0.5\",ip_family=\"IPv4\"} 1";
         assert!(text.contains(observed), "{text}");
     }
@@ -258,7 +296,7 @@ mod tests {
         has(&text, "kubeproxy_sync_proxy_rules_endpoint_changes_pending 4");
         assert!(text.contains("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family=\"IPv6\"} "));
         metrics.taken();
-        metrics.written(Duration::from_millis(1));
+        metrics.written(Written::Changed, Duration::from_millis(1));
         let text = scrape(&metrics);
         has(&text, "kubeproxy_sync_proxy_rules_service_changes_pending 0");
         has(&text, "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0");

@@ -1,61 +1,48 @@
 //! What stands in the pinned tables, read at each scrape: the agent's loop has no part in it.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 use anyhow::Result;
 use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
-use proxy_common::{
-    datapath::Reason,
-    layout::{Counter, ServiceCounter},
-};
+use proxy_common::{datapath::Reason, layout::Counter};
 
-use super::encode::{counters, gauge, gauges};
-use crate::{
-    dataplane::{
-        inspect::{self, TableFill, UnservedLocal},
-        kernel,
-        pin::PinDirectory,
-        table::Tables,
-    },
-    plan::ServicePort,
+use super::{
+    detail::{Detail, Told},
+    encode::{counters, gauge, gauges},
+    services::Services,
 };
-
-/// Whether traffic is told by service port: as many time series as there are service ports, three times.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum ServiceMetrics {
-    /// Not at all
-    Off,
-    /// For every service port
-    #[default]
-    On,
-}
+use crate::dataplane::{
+    inspect::{self, Census, Masquerades, TableFill, UnservedLocal},
+    kernel,
+    pin::PinDirectory,
+    table::Tables,
+};
 
 /// Reads the tables at each scrape.
 #[derive(Debug)]
 pub(super) struct TablesCollector {
     pub(super) pin: PinDirectory,
-    pub(super) services: ServiceMetrics,
+    pub(super) detail: Detail,
 }
 
 /// What is told.
-#[derive(Default)]
 struct Contents {
     fills: Vec<TableFill>,
     reasons: Vec<(Reason, Counter)>,
-    services: Vec<(ServicePort, ServiceCounter)>,
     unserved: Vec<UnservedLocal>,
+    census: Census,
+    services: Services,
 }
 
 impl Contents {
-    fn read(tables: &Tables, services: ServiceMetrics) -> Result<Self> {
+    fn read(tables: &Tables, detail: Detail) -> Result<Self> {
+        let (fills, census) = inspect::census(tables, detail.endpoints == Told::On)?;
         Ok(Self {
-            fills: inspect::table_fills(tables)?,
+            fills,
             reasons: inspect::reason_counters(tables)?,
-            services: match services {
-                ServiceMetrics::Off => Vec::new(),
-                ServiceMetrics::On => inspect::service_traffic(tables)?,
-            },
             unserved: inspect::unserved_local(tables)?.into(),
+            services: Services::read(tables, &census, detail)?,
+            census,
         })
     }
 
@@ -100,51 +87,45 @@ impl Contents {
         });
         let name = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
         let help = "Service ports with a Local traffic policy and endpoints, but none on this node";
-        gauges(encoder, (name, help), unserved)
-    }
+        gauges(encoder, (name, help), unserved)?;
 
-    fn encode_services(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let by_port = |value: fn(&ServiceCounter) -> u64| {
-            let row = move |(port, counter): &(ServicePort, ServiceCounter)| {
-                let labels = [
-                    ("namespace", port.namespace.clone()),
-                    ("service", port.service.clone()),
-                    ("port", port.port_name.clone()),
-                    ("protocol", port.protocol.to_string()),
-                ];
-                (labels, value(counter))
+        let by_address = |value: fn(&Masquerades) -> u64| {
+            let row = move |(address, of_address): (&IpAddr, &Masquerades)| {
+                ([("address", address.to_string())], value(of_address))
             };
-            self.services.iter().map(row)
+            self.census.masquerades.iter().map(row)
         };
-        let connections = ("proxy_agent_service_connections", "New flows to a service port");
-        counters(encoder, connections, by_port(|counter| counter.connections))?;
-        let packets = ("proxy_agent_service_packets", "Packets to and from a service port");
-        counters(encoder, packets, by_port(|counter| counter.packets))?;
-        let bytes = (
-            "proxy_agent_service_bytes",
-            "Bytes to and from a service port, from the network header on",
+        let flows = (
+            "proxy_agent_masquerade_flows",
+            "Flows whose endpoints see this address of the node in place of the client's",
         );
-        counters(encoder, bytes, by_port(|counter| counter.bytes))
+        gauges(encoder, flows, by_address(|of_address| of_address.flows))?;
+        let ports = (
+            "proxy_agent_masquerade_ports",
+            "Ports of this address that flows to one endpoint have, where they are most; there are 64,512",
+        );
+        gauges(encoder, ports, by_address(|of_address| of_address.to_one_endpoint))?;
+        let conntrack = (
+            "proxy_agent_conntrack_flows",
+            "Connections from kube-proxy's time that are left to the kernel's conntrack",
+        );
+        gauge(encoder, conntrack, self.census.conntrack)?;
+        self.services.encode(encoder)
     }
+}
+
+fn encode_readable(encoder: &mut DescriptorEncoder<'_>, is_readable: bool) -> fmt::Result {
+    let help = "Whether the tables could be read for this scrape";
+    gauge(encoder, ("proxy_agent_tables_readable", help), u32::from(is_readable))
 }
 
 impl Collector for TablesCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         // Opened anew each time: other tables may be pinned there by now.
-        let read = kernel::open(&self.pin).and_then(|tables| Contents::read(&tables, self.services));
-        let readable = (
-            "proxy_agent_tables_readable",
-            "Whether the tables could be read for this scrape",
-        );
-        gauge(&mut encoder, readable, u32::from(read.is_ok()))?;
+        let read = kernel::open(&self.pin).and_then(|tables| Contents::read(&tables, self.detail));
+        encode_readable(&mut encoder, read.is_ok())?;
         match read {
-            Ok(contents) => {
-                contents.encode(&mut encoder)?;
-                if self.services == ServiceMetrics::On {
-                    contents.encode_services(&mut encoder)?;
-                }
-                Ok(())
-            }
+            Ok(contents) => contents.encode(&mut encoder),
             Err(error) => {
                 tracing::warn!("metrics without the tables: {error:#}");
                 Ok(())
@@ -154,15 +135,14 @@ impl Collector for TablesCollector {
 }
 
 #[cfg(test)]
-mod tests {
-    use prometheus_client::{encoding::text, registry::Registry};
+pub(super) mod tests {
+    use std::collections::HashMap;
+
+    use prometheus_client::registry::Registry;
     use proxy_common::layout::{ServiceKey, ServiceValue, service_flags};
 
     use super::*;
-    use crate::{
-        dataplane::{memory::Memory, service_name},
-        plan::Protocol,
-    };
+    use crate::{dataplane::memory::Memory, metrics::text};
 
     /// Contents that were read before the scrape.
     struct Known(Contents);
@@ -175,18 +155,19 @@ mod tests {
 
     impl Collector for Known {
         fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-            self.0.encode(&mut encoder)?;
-            self.0.encode_services(&mut encoder)
+            encode_readable(&mut encoder, true)?;
+            self.0.encode(&mut encoder)
         }
     }
 
-    fn scrape(memory: &Memory) -> String {
-        let contents = Contents::read(&memory.tables(), ServiceMetrics::On).expect("readable");
+    fn told(contents: Contents) -> String {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Known(contents)));
-        let mut text = String::new();
-        text::encode(&mut text, &registry).expect("a string takes everything");
-        text
+        text::encode(&registry).expect("a string takes everything")
+    }
+
+    fn scrape(memory: &Memory) -> String {
+        told(Contents::read(&memory.tables(), Detail::default()).expect("readable"))
     }
 
     #[track_caller]
@@ -194,38 +175,35 @@ mod tests {
         assert!(text.lines().any(|found| found == line), "{line}: missing in\n{text}");
     }
 
-    #[test]
-    fn tables_reasons_and_service_ports_are_told() {
+    /// A scrape that tells of everything.
+    pub(in crate::metrics) fn sample() -> String {
         let memory = Memory::new(&|table| (table == "service_names").then_some(7));
-        let mut tables = memory.tables();
-        let port = ServicePort {
-            namespace: "default".to_owned(),
-            service: "web".to_owned(),
-            port_name: "http".to_owned(),
-            protocol: Protocol::Tcp,
-        };
-        let name = service_name::encode(&port).expect("short names");
-        tables.service_names.insert(&3, &name).expect("room");
-        let counted = ServiceCounter {
-            connections: 1,
-            packets: 20,
-            bytes: 300,
-        };
-        tables.service_counts.insert(&3, &counted).expect("room");
         let refused = Counter { packets: 4, bytes: 50 };
         let reason = Reason::NoEndpoints as u32;
-        tables.reason_counts.insert(&reason, &refused).expect("room");
-        let text = scrape(&memory);
+        memory.tables().reason_counts.insert(&reason, &refused).expect("room");
+        let mut contents = Contents::read(&memory.tables(), Detail::default()).expect("readable");
+        let masquerades = Masquerades {
+            flows: 5,
+            to_one_endpoint: 3,
+        };
+        contents.census.masquerades = HashMap::from([([192, 0, 2, 1].into(), masquerades)]);
+        contents.census.conntrack = 2;
+        told(contents)
+    }
+
+    #[test]
+    fn tables_reasons_and_masquerades_are_told() {
+        let text = sample();
         for line in [
-            r#"proxy_agent_table_entries{table="service_names"} 1"#,
+            r#"proxy_agent_table_entries{table="service_names"} 0"#,
             r#"proxy_agent_table_max_entries{table="service_names"} 7"#,
             r#"proxy_agent_table_entries{table="flows_v6"} 0"#,
             r#"proxy_agent_packets_total{verdict="Reject",reason="NoEndpoints"} 4"#,
             r#"proxy_agent_bytes_total{verdict="Reject",reason="NoEndpoints"} 50"#,
             r#"proxy_agent_packets_total{verdict="Drop",reason="FlowTableFull"} 0"#,
-            r#"proxy_agent_service_connections_total{namespace="default",service="web",port="http",protocol="TCP"} 1"#,
-            r#"proxy_agent_service_packets_total{namespace="default",service="web",port="http",protocol="TCP"} 20"#,
-            r#"proxy_agent_service_bytes_total{namespace="default",service="web",port="http",protocol="TCP"} 300"#,
+            r#"proxy_agent_masquerade_flows{address="192.0.2.1"} 5"#,
+            r#"proxy_agent_masquerade_ports{address="192.0.2.1"} 3"#,
+            "proxy_agent_conntrack_flows 2",
         ] {
             expect(&text, line);
         }

@@ -50,15 +50,39 @@ fn rule_8_7_pages_are_those_of_kube_proxy() -> Result<()> {
     require_root!();
     lab(|lab| {
         let _agent = lab.start_agent(NODE)?;
-        let healthz = page(lab, "/healthz")?;
-        ensure!((healthz.status, healthz.body.as_str()) == (200, "ok"), "{healthz:?}");
-        let mode = page(lab, "/proxyMode")?;
-        ensure!((mode.status, mode.body.as_str()) == (200, "ebpf"), "{mode:?}");
         let is_plain = |page: &Page| {
-            page.header("content-type")
-                .is_some_and(|kind| kind.starts_with("text/plain"))
+            let is_text = |kind: &str| kind.starts_with("text/plain; charset=utf-8");
+            page.header("content-type").is_some_and(is_text) && page.header("x-content-type-options") == Some("nosniff")
         };
-        ensure!(is_plain(&healthz) && is_plain(&mode), "{healthz:?} {mode:?}");
+        for (path, body) in [
+            ("/healthz", "ok"),
+            ("/healthz/ping", "ok"),
+            ("/healthz?verbose", "[+]ping ok\nhealthz check passed\n"),
+            ("/proxyMode", "ebpf"),
+        ] {
+            let page = page(lab, path)?;
+            ensure!(
+                (page.status, page.body.as_str()) == (200, body) && is_plain(&page),
+                "{path}: {page:?}"
+            );
+        }
+        let slis = page(lab, "/metrics/slis")?.body;
+        for line in [
+            r#"kubernetes_healthcheck{name="ping",type="healthz"} 1"#,
+            r#"kubernetes_healthchecks_total{name="ping",status="success",type="healthz"} 2"#,
+        ] {
+            ensure!(slis.lines().any(|found| found == line), "{line} is not in\n{slis}");
+        }
+        let statusz = page(lab, "/statusz")?;
+        ensure!(
+            is_plain(&statusz) && statusz.body.contains("\nUp: 0 hr 00 min "),
+            "{statusz:?}"
+        );
+        let flagz = page(lab, "/flagz")?;
+        ensure!(
+            is_plain(&flagz) && flagz.body.contains(&format!("\nnode-name={NODE}\n")),
+            "{flagz:?}"
+        );
         let configz = page(lab, "/configz")?;
         ensure!(
             configz.header("content-type") == Some("application/json"),
@@ -87,12 +111,8 @@ fn rule_8_8_a_scrape_tells_of_syncs_tables_and_traffic() -> Result<()> {
         expect_answers(lab, &service, &["web-1"])?;
         let scrape = page(lab, "/metrics")?;
         let kind = scrape.header("content-type").unwrap_or_default();
-        ensure!(
-            kind.starts_with("application/openmetrics-text; version=1.0.0"),
-            "{kind}"
-        );
+        ensure!(kind == "text/plain; version=0.0.4; charset=utf-8", "{kind}");
         let text = scrape.body;
-        ensure!(text.ends_with("# EOF\n"), "{text}");
         // A request of TCP and one of UDP in each family, by this lab's only Service.
         let labels =
             |port, protocol| format!(r#"{{namespace="default",service="web",port="{port}",protocol="{protocol}"}}"#);

@@ -20,7 +20,7 @@ use serde_json::Value;
 use crate::{
     config::timeouts::FlowTimeout,
     dataplane::{LogLevel, Method, cgroup, sizes::TableSize, xdp},
-    metrics::ServiceMetrics,
+    metrics::{Detail, Told},
 };
 
 const VERSION: &str = "proxyagent.config/v1alpha1";
@@ -91,10 +91,19 @@ pub(super) struct Settings {
     #[serde(deserialize_with = "entries")]
     pub(super) table_sizes: Vec<TableSize>,
 
-    /// Whether metrics tell the traffic of each service port: three time series each [default: on]
+    /// Whether metrics tell of each service port: four time series each [default: on]
     #[arg(long, value_enum)]
     #[serde(deserialize_with = "choice")]
-    pub(super) metrics_services: Option<ServiceMetrics>,
+    metrics_services: Option<Told>,
+
+    /// Whether metrics tell of each endpoint of the service ports that they tell of: a time series each [default: off]
+    #[arg(long, value_enum)]
+    #[serde(deserialize_with = "choice")]
+    metrics_endpoints: Option<Told>,
+
+    /// How many service ports, and how many endpoints, metrics tell of; how many are left out is a metric, too [default: 1000]
+    #[arg(long, value_name = "NUMBER")]
+    metrics_limit: Option<usize>,
 
     /// How long flows of a state are kept without packets, instead of what the configuration or the kernel's conntrack says; may
     /// be repeated
@@ -147,7 +156,19 @@ impl Settings {
             // Of two the later counts.
             table_sizes: [others.table_sizes, self.table_sizes].concat(),
             metrics_services: self.metrics_services.or(others.metrics_services),
+            metrics_endpoints: self.metrics_endpoints.or(others.metrics_endpoints),
+            metrics_limit: self.metrics_limit.or(others.metrics_limit),
             flow_timeouts: [others.flow_timeouts, self.flow_timeouts].concat(),
+        }
+    }
+
+    /// How much metrics tell by Service and endpoint.
+    pub(super) fn metrics(&self) -> Detail {
+        let usual = Detail::default();
+        Detail {
+            services: self.metrics_services.unwrap_or(usual.services),
+            endpoints: self.metrics_endpoints.unwrap_or(usual.endpoints),
+            limit: self.metrics_limit.unwrap_or(usual.limit),
         }
     }
 }
@@ -251,6 +272,8 @@ mod tests {
                 "--table-size=affinity=131072",
                 "--table-size=slots=65536",
                 "--metrics-services=off",
+                "--metrics-endpoints=on",
+                "--metrics-limit=5000",
                 "--flow-timeout=tcp-established=2h",
             ][..],
         );

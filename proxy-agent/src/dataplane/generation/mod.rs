@@ -88,7 +88,12 @@ impl Generation {
 
     /// Pin of the program called `name`.
     pub(super) fn program(&self, name: &str) -> PathBuf {
-        self.directory.join("programs").join(name)
+        self.programs().join(name)
+    }
+
+    /// Where its programs are pinned.
+    pub(super) fn programs(&self) -> PathBuf {
+        self.directory.join("programs")
     }
 
     /// Pins a program, in the place of the one of the last load.
@@ -151,8 +156,13 @@ impl Generation {
     }
 
     fn make(&self) -> Result<()> {
-        let programs = self.directory.join("programs");
-        for directory in [self.maps(), self.spares(), self.links(), self.filters(), programs] {
+        for directory in [
+            self.maps(),
+            self.spares(),
+            self.links(),
+            self.filters(),
+            self.programs(),
+        ] {
             pin::make_directory(&directory)?;
         }
         Ok(())

@@ -1,19 +1,23 @@
 //! What stands in the tables, in the words of people: for the reading commands, which need no agent and no API server.
 
+mod census;
 mod flows;
 mod local;
+mod programs;
 mod services;
 mod status;
 mod traffic;
 
+pub use census::{Census, Masquerades, census};
 pub use flows::{FlowRow, flows};
 pub use local::{UnservedLocal, unserved_local};
+pub use programs::{ProgramRuns, program_runs};
 pub use services::{ServiceRow, services};
 pub use status::{
     AgentStatus, DeviceStatus, ReasonCount, SocketStatus, Status, TableFill, reason_counters, sockets, status,
     table_fills,
 };
-pub use traffic::{service_flows, service_traffic};
+pub use traffic::{ServiceTraffic, service_flows, service_traffic};
 
 use std::collections::HashMap;
 

@@ -9,7 +9,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use proxy_common::{
     datapath::Reason,
-    layout::{self, AddressBytes, Counter, HOST_DEVICE, TableKind, TableSpec, device_flags, flow_flags, role, tables},
+    layout::{
+        self, AddressBytes, Counter, FlowKey, FlowValue, HOST_DEVICE, TableKind, TableSpec, device_flags, flow_flags,
+        role, tables,
+    },
 };
 use serde::Serialize;
 
@@ -241,14 +244,26 @@ fn left_to_conntrack<A: AddressBytes>(family: &FamilyTables<A>) -> Result<u64, T
 /// # Errors
 /// If a table can't be read.
 pub fn table_fills(all: &Tables) -> Result<Vec<TableFill>, TableError> {
+    fills(all, &mut |_, _| {}, &mut |_, _| {})
+}
+
+/// [`table_fills`], showing the flows that are counted.
+///
+/// # Errors
+/// As there.
+pub(super) fn fills(
+    all: &Tables,
+    each_v4: &mut dyn FnMut(FlowKey<[u8; 4]>, FlowValue<[u8; 4]>),
+    each_v6: &mut dyn FnMut(FlowKey<[u8; 16]>, FlowValue<[u8; 16]>),
+) -> Result<Vec<TableFill>, TableError> {
     let (v4, v6) = (&all.v4, &all.v6);
     Ok(vec![
         fill(tables::SERVICES_V4, &v4.services)?,
         fill(tables::SERVICES_V6, &v6.services)?,
         fill(tables::SLOTS_V4, &v4.slots)?,
         fill(tables::SLOTS_V6, &v6.slots)?,
-        fill(tables::FLOWS_V4, &v4.flows)?,
-        fill(tables::FLOWS_V6, &v6.flows)?,
+        fill_with(tables::FLOWS_V4, &v4.flows, each_v4)?,
+        fill_with(tables::FLOWS_V6, &v6.flows, each_v6)?,
         fill(tables::AFFINITY_V4, &v4.affinity)?,
         fill(tables::AFFINITY_V6, &v6.affinity)?,
         fill(tables::MEMBERS_V4, &v4.members)?,
@@ -268,8 +283,19 @@ pub fn table_fills(all: &Tables) -> Result<Vec<TableFill>, TableError> {
 }
 
 fn fill<K, V>(spec: TableSpec, table: &BoxedTable<K, V>) -> Result<TableFill, TableError> {
+    fill_with(spec, table, &mut |_, _| {})
+}
+
+fn fill_with<K, V>(
+    spec: TableSpec,
+    table: &BoxedTable<K, V>,
+    each: &mut dyn FnMut(K, V),
+) -> Result<TableFill, TableError> {
     let mut entries = 0;
-    table.scan(&mut |_, _| entries += 1)?;
+    table.scan(&mut |key, value| {
+        entries += 1;
+        each(key, value);
+    })?;
     Ok(TableFill {
         name: spec.name,
         entries,

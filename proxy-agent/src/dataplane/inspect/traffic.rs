@@ -14,8 +14,11 @@ use crate::{
 ///
 /// # Errors
 /// If a table can't be read.
-pub fn service_traffic(tables: &Tables) -> Result<Vec<(ServicePort, ServiceCounter)>, TableError> {
-    let traffic = |(id, port)| Ok((port, tables.service_counts.get(&id)?.unwrap_or_default()));
+pub fn service_traffic(tables: &Tables) -> Result<Vec<ServiceTraffic>, TableError> {
+    let traffic = |(id, port)| {
+        let counted = tables.service_counts.get(&id)?.unwrap_or_default();
+        Ok(ServiceTraffic { id, port, counted })
+    };
     names(tables)?.into_iter().map(traffic).collect()
 }
 
@@ -38,4 +41,15 @@ fn count<A>(family: &FamilyTables<A>, by_id: &mut HashMap<u32, u64>) -> Result<(
             *by_id.entry(value.service).or_default() += 1;
         }
     })
+}
+
+/// A service port and its traffic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceTraffic {
+    /// Its id
+    pub id: u32,
+    /// Its name
+    pub port: ServicePort,
+    /// Its traffic
+    pub counted: ServiceCounter,
 }
