@@ -121,7 +121,7 @@ fn wait_for_weight(cluster: &Cluster<'_>, address: IpAddr, port: u16, weight: &s
     .with_context(|| format!("last: {last:?}"))
 }
 
-/// behaviour.md 8.1-8.3: the port follows the Service, and the answer its endpoints here.
+/// behaviour.md 8.1, 8.2, 8.3: the port follows the Service, and the answer its endpoints here.
 #[test]
 fn rule_8_1_health_check_node_ports_follow_services() -> Result<()> {
     require_root!();

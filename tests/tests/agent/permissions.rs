@@ -50,6 +50,7 @@ fn asked_for(request: &Request) -> Permission {
     (group.to_owned(), request.resource.plural().to_owned(), verb.to_owned())
 }
 
+/// behaviour.md 8.15
 #[test]
 fn the_role_grants_what_the_agent_asks_for_and_nothing_more() -> Result<()> {
     require_root!();

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::cluster::{cluster, expect_answers, frontends, web};
 
+/// behaviour.md 8.13: in both families.
 #[test]
 fn services_of_the_api_server_are_served_and_followed() -> Result<()> {
     require_root!();

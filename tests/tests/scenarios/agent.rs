@@ -93,6 +93,7 @@ fn an_agent_catches_up_with_what_it_missed() -> Result<()> {
     })
 }
 
+/// behaviour.md 8.11
 #[test]
 fn cleanup_leaves_nothing() -> Result<()> {
     require_root!();

@@ -255,7 +255,7 @@ fn a_list_without_endpoints_has_no_set() {
     );
 }
 
-/// behaviour.md 1.7
+/// behaviour.md 1.7, 9.6
 #[test]
 fn what_is_unchanged_is_not_written() {
     let memory = Memory::default();
@@ -274,6 +274,7 @@ fn what_is_unchanged_is_not_written() {
     assert_eq!(*writes.lock().expect("no panic"), BTreeMap::new());
 }
 
+/// behaviour.md 9.5, 9.7
 #[test]
 fn one_changed_endpoint_rewrites_one_set() {
     let memory = Memory::default();

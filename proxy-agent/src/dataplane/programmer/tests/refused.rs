@@ -18,7 +18,7 @@ fn fault(number: u64) -> Fault {
     }
 }
 
-/// One write fails, whichever.
+/// behaviour.md 9.4: one write fails, whichever.
 #[test]
 fn a_write_that_fails_loses_nothing() {
     let mut world = World::new();
