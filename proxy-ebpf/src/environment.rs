@@ -9,13 +9,13 @@ use aya_ebpf::{
 };
 use proxy_common::{
     datapath::{Claim, Environment, Reason, Scratch, Tables},
-    layout::{AddressBytes, FlowKey, TICK_SHIFT, Timeouts},
+    layout::{AddressBytes, Event, FlowKey, TICK_SHIFT, Timeouts},
     packet::{TCP, UDP},
 };
 
 use crate::{
     outlined::{self, is_ipv6},
-    settings, xdp,
+    settings, tell, xdp,
 };
 
 /// The environment at a hook.
@@ -90,6 +90,11 @@ impl Environment for Kernel {
             bpf_sk_release(socket.cast());
             !listens
         }
+    }
+
+    #[inline(always)]
+    fn tell<A: AddressBytes, T: Tables<A>>(&self, _tables: &T, event: &Event) {
+        tell::tell(&raw const *event);
     }
 
     /// At an uplink, where no hook stands before this.

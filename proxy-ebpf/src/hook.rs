@@ -5,7 +5,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use proxy_common::{
     datapath::{self, Claim, Environment, Reason, Scratch, Tables},
-    layout::{AddressBytes, FlowKey, HeldKey, Timeouts},
+    layout::{AddressBytes, Event, FlowKey, HeldKey, Timeouts},
     packet::{Family, Packet, V4, V6},
 };
 
@@ -39,7 +39,7 @@ impl<const LINK: usize> Hook<LINK> {
 
 /// Defines the functions for a family behind link-layer headers of one length.
 macro_rules! outlined {
-    ($link:ident, $family:ident, $address:ty, $icmp_error:ident, $reject:ident, $send_held:ident, $choose:ident,
+    ($link:ident, $family:ident, $address:ty, $icmp_error:ident, $refuse:ident, $send_held:ident, $choose:ident,
      $claim:ident, $judge_host_packet:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -51,11 +51,14 @@ macro_rules! outlined {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $reject(skb: *mut __sk_buff) -> u32 {
+        extern "C" fn $refuse(skb: *mut __sk_buff, direction: u32, number: u32) -> u32 {
             let (mut packet, hook) = (Skb::<$link>::bare(skb), Hook::<$link>::new(skb));
-            match datapath::reject::<$family, _, _, _>(&mut packet, &Maps($family), &hook, Reason::NoEndpoints) {
-                Reason::NoEndpoints => NOTHING,
-                reason => reason as u32,
+            match reason(number) {
+                Some(reason) => {
+                    datapath::refuse::<$family, _, _, _>(&mut packet, &Maps($family), &hook, direction as u8, reason)
+                        as u32
+                }
+                None => NOTHING,
             }
         }
 
@@ -107,7 +110,7 @@ outlined!(
     V4,
     [u8; 4],
     icmp_error_v4,
-    reject_v4,
+    refuse_v4,
     send_held_v4,
     choose_v4,
     claim_v4,
@@ -118,7 +121,7 @@ outlined!(
     V6,
     [u8; 16],
     icmp_error_v6,
-    reject_v6,
+    refuse_v6,
     send_held_v6,
     choose_v6,
     claim_v6,
@@ -129,7 +132,7 @@ outlined!(
     V4,
     [u8; 4],
     icmp_error_l3_v4,
-    reject_l3_v4,
+    refuse_l3_v4,
     send_held_l3_v4,
     choose_l3_v4,
     claim_l3_v4,
@@ -140,7 +143,7 @@ outlined!(
     V6,
     [u8; 16],
     icmp_error_l3_v6,
-    reject_l3_v6,
+    refuse_l3_v6,
     send_held_l3_v6,
     choose_l3_v6,
     claim_l3_v6,
@@ -195,19 +198,26 @@ impl<const LINK: usize> Environment for Hook<LINK> {
     }
 
     #[inline(always)]
-    fn reject<F: Family, P: Packet, T: Tables<F::Address>>(
+    fn refuse<F: Family, P: Packet, T: Tables<F::Address>>(
         &self,
         _packet: &mut P,
         _tables: &T,
+        direction: u8,
         refused: Reason,
     ) -> Reason {
-        let unanswered = reason(match (LINK, F::IPV6) {
-            (ETHERNET, false) => reject_v4(self.skb),
-            (ETHERNET, true) => reject_v6(self.skb),
-            (_, false) => reject_l3_v4(self.skb),
-            (_, true) => reject_l3_v6(self.skb),
+        let (direction, number) = (direction.into(), refused as u32);
+        let outcome = reason(match (LINK, F::IPV6) {
+            (ETHERNET, false) => refuse_v4(self.skb, direction, number),
+            (ETHERNET, true) => refuse_v6(self.skb, direction, number),
+            (_, false) => refuse_l3_v4(self.skb, direction, number),
+            (_, true) => refuse_l3_v6(self.skb, direction, number),
         });
-        unanswered.unwrap_or(refused)
+        outcome.unwrap_or(refused)
+    }
+
+    #[inline(always)]
+    fn tell<A: AddressBytes, T: Tables<A>>(&self, tables: &T, event: &Event) {
+        self.kernel.tell(tables, event);
     }
 
     #[inline(always)]

@@ -14,6 +14,7 @@ mod settings;
 mod skb;
 mod socket;
 mod tables;
+mod tell;
 mod xdp;
 
 use aya_ebpf::{

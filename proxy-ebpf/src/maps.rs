@@ -3,16 +3,17 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     macros::btf_map,
 };
 use proxy_common::{
     datapath::{Crossing, Scratch, Victim},
     layout::{
-        AffinityKey, AffinityValue, Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, FragmentKey,
+        AffinityKey, AffinityValue, Backend, Counter, Device, Event, FILTER_WORDS, FlowKey, FlowValue, FragmentKey,
         FragmentValue, HeldFragment, HeldKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_FLOWS, MAX_FRAGMENTED, MAX_HELD,
-        MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, Member, MemberKey, Opening, OpeningEnds, ServiceCounter,
-        ServiceKey, ServiceName, ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, Source, opening_slots,
+        MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, MAX_WATCHERS, Member, MemberKey, Opening, OpeningEnds,
+        ServiceCounter, ServiceKey, ServiceName, ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, Source,
+        Watcher, opening_slots,
     },
 };
 
@@ -128,6 +129,14 @@ pub static SERVICE_COUNTS: PerCpuArray<ServiceCounter, { MAX_SERVICES as usize }
 pub static REASONS_BEFORE: Array<Counter, 64> = Array::new();
 #[btf_map(name = "services_before")]
 pub static SERVICES_BEFORE: HashMap<u32, ServiceCounter, { MAX_SERVICES as usize }, SPARSE> = HashMap::new();
+
+#[btf_map(name = "watchers")]
+pub static WATCHERS: Array<Watcher, { MAX_WATCHERS as usize + 1 }> = Array::new();
+/// Whoever watches puts a ring there, of any size.
+#[btf_map(name = "event_rings")]
+pub static EVENT_RINGS: ArrayOfMaps<RingBuf<Event, 4096>, { MAX_WATCHERS as usize + 1 }> = ArrayOfMaps::new();
+#[btf_map(name = "events_lost")]
+pub static EVENTS_LOST: PerCpuArray<u64, { MAX_WATCHERS as usize + 1 }> = PerCpuArray::new();
 
 #[btf_map(name = "handover")]
 pub static HANDOVER: Array<u32, 1> = Array::new();

@@ -9,9 +9,9 @@ use aya_ebpf::{
 use proxy_common::{
     datapath::{FlowHandle, InsertError, InsertMode, Look, PacketCopy, Reason, Scratch, Tables, socket::SocketTables},
     layout::{
-        AffinityKey, AffinityValue, Backend, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment, HeldKey,
-        Member, MemberKey, Opening, Range, ServiceKey, ServiceValue, SlotKey, SocketKey, SocketValue, Source,
-        SourceKey, filter_bit,
+        AffinityKey, AffinityValue, Backend, Event, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment,
+        HeldKey, Member, MemberKey, Opening, Range, ServiceKey, ServiceValue, SlotKey, SocketKey, SocketValue, Source,
+        SourceKey, Watcher, filter_bit,
     },
     packet::{Family as _, V4, V6},
 };
@@ -376,6 +376,26 @@ macro_rules! tables {
                         (*counter).packets += 1;
                         (*counter).bytes += u64::from(bytes);
                     }
+                }
+            }
+
+            #[inline(always)]
+            fn watcher(&self, place: u32) -> Option<Watcher> {
+                // SAFETY: copied out at once, under RCU.
+                maps::WATCHERS.get_ptr(place).map(|watcher| unsafe { *watcher })
+            }
+
+            #[inline(always)]
+            fn send_event(&self, place: u32, event: &Event) -> bool {
+                maps::EVENT_RINGS
+                    .get(place)
+                    .is_none_or(|ring| ring.output(event, 0).is_ok())
+            }
+
+            #[inline(always)]
+            fn count_lost(&self, place: u32) {
+                if let Some(counter) = maps::EVENTS_LOST.get_ptr_mut(place) {
+                    increment(counter);
                 }
             }
 

@@ -18,7 +18,13 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     unistd::geteuid,
 };
-use proxy_agent::dataplane::{kernel, pin::PinDirectory, simulation::Hook, table::Tables};
+use proxy_agent::dataplane::{
+    kernel,
+    pin::PinDirectory,
+    simulation::Hook,
+    table::Tables,
+    watch::{self, Watch},
+};
 use proxy_common::layout::{Settings, Timeouts, opening_slots, tables};
 use tempfile::TempDir;
 
@@ -163,6 +169,22 @@ impl Kernel {
     /// If they can't be opened.
     pub fn reopen(&self) -> Result<Tables> {
         kernel::open(&self.pin)
+    }
+
+    /// Watches all that the programs tell.
+    ///
+    /// # Errors
+    /// If too many do already.
+    pub fn watch(&self) -> Result<Watch> {
+        self.watch_with(watch::RING_BYTES)
+    }
+
+    /// [`Kernel::watch`] with a ring of so many bytes.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn watch_with(&self, ring_bytes: u32) -> Result<Watch> {
+        Watch::open(&self.pin, watch::bits(watch::reasons()), ring_bytes)
     }
 
     /// Loads [`SOCKET_PROGRAMS`] as well.

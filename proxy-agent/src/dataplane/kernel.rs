@@ -132,6 +132,7 @@ impl KernelMap {
             TableKind::LpmTrie => Map::LpmTrie(data),
             TableKind::Array => Map::Array(data),
             TableKind::PerCpuArray => Map::PerCpuArray(data),
+            TableKind::ArrayOfRings => Map::ArrayOfMaps(data),
         };
         Ok(Self {
             spec: TableSpec { max_entries, ..spec },

@@ -39,6 +39,7 @@ pub mod stale;
 pub mod table;
 mod takeover;
 mod tcx;
+pub mod watch;
 pub mod xdp;
 
 use std::{

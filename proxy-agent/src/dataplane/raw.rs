@@ -281,6 +281,21 @@ pub(super) fn readiness<L>(logger: EbpfLogger<L>) -> io::Result<AsyncFd<EbpfLogg
     unsafe { AsyncFd::register(logger) }.map_err(Into::into)
 }
 
+/// A new ring buffer of so many bytes, a power of two and a multiple of a page.
+pub(super) fn ring(bytes: u32) -> io::Result<OwnedFd> {
+    /// `BPF_MAP_TYPE_RINGBUF`
+    const RING: u32 = 27;
+    let mut attributes = MapCreate {
+        map_type: RING,
+        max_entries: bytes,
+        ..MapCreate::default()
+    };
+    // SAFETY: `MapCreate` is the beginning of `union bpf_attr` for the command and holds no pointers.
+    let fd = unsafe { bpf(BPF_MAP_CREATE, &mut attributes)? };
+    // SAFETY: the kernel just made this descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// What the kernel says of a tcx link.
 pub(super) fn tcx_link_info(link: BorrowedFd<'_>) -> io::Result<TcxLinkInfo> {
     // SAFETY: `TcxLinkInfo` is the beginning of `struct bpf_link_info` and holds integers only.
@@ -451,6 +466,11 @@ impl BytesMap {
         Self::new(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
+    /// Its descriptor.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
     /// Pins it at a path.
     pub(super) fn pin(&self, path: &Path) -> io::Result<()> {
         object_pin(self.fd.as_fd(), path)
@@ -470,7 +490,12 @@ impl BytesMap {
         let mut attributes = Element {
             map_fd: self.fd.as_raw_fd().cast_unsigned(),
             key: address(key.as_ptr().cast_mut()),
-            value: address(value.as_mut_ptr()),
+            // Of a command that has none the kernel wants to see none.
+            value: if value.is_empty() {
+                0
+            } else {
+                address(value.as_mut_ptr())
+            },
             flags: flags as u64,
             ..Element::default()
         };

@@ -27,6 +27,7 @@ impl Shape {
             TableKind::Array => (MapType::Array, 0),
             TableKind::PerCpuArray => (MapType::PerCpuArray, 0),
             TableKind::LruHash => (MapType::LruHash, 0),
+            TableKind::ArrayOfRings => (MapType::ArrayOfMaps, 0),
             TableKind::LpmTrie => (MapType::LpmTrie, BPF_F_NO_PREALLOC),
         };
         Self {

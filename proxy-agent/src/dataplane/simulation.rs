@@ -18,7 +18,7 @@ use proxy_common::{
         socket::{self, Socket, SocketTables},
     },
     layout::{
-        AddressBytes, AffinityKey, AffinityValue, Counter, FlowKey, FlowValue, FragmentKey, FragmentValue,
+        AddressBytes, AffinityKey, AffinityValue, Counter, Event, FlowKey, FlowValue, FragmentKey, FragmentValue,
         HeldFragment, HeldKey, Opening, ServiceCounter, SocketKey, SocketValue, Timeouts, filter_bit,
     },
     packet::{BufferPacket, Family},
@@ -68,6 +68,7 @@ pub struct Simulation<'a, F: Family> {
     resent: RefCell<Vec<Vec<u8>>>,
     reasons: RefCell<BTreeMap<Reason, Counter>>,
     services: RefCell<BTreeMap<u32, ServiceCounter>>,
+    events: RefCell<Vec<Event>>,
     answers_full: Cell<u64>,
     answer: RefCell<Option<Vec<u8>>>,
     lookups: RefCell<Vec<Lookup<F::Address>>>,
@@ -134,6 +135,7 @@ impl<'a, F: Family> Simulation<'a, F> {
             resent: RefCell::default(),
             reasons: RefCell::default(),
             services: RefCell::default(),
+            events: RefCell::default(),
             answers_full: Cell::default(),
             answer: RefCell::default(),
             lookups: RefCell::default(),
@@ -232,6 +234,11 @@ impl<'a, F: Family> Simulation<'a, F> {
 
     fn note(&self, lookup: Lookup<F::Address>) {
         self.lookups.borrow_mut().push(lookup);
+    }
+
+    /// What somebody who watches would have been told.
+    pub fn events(&self) -> Vec<Event> {
+        self.events.borrow().clone()
     }
 
     /// The value of a key; an error is kept for the end of the run.

@@ -61,6 +61,9 @@ pub fn sizable() -> impl Iterator<Item = TableSpec> {
         tables::FRONTEND_FILTER.name,
         tables::BACKEND_FILTER.name,
         tables::REASON_COUNTS.name,
+        tables::WATCHERS.name,
+        tables::EVENT_RINGS.name,
+        tables::EVENTS_LOST.name,
     ];
     let follows = [OPENINGS_V4.name, OPENINGS_V6.name];
     tables::ALL

@@ -4,7 +4,7 @@
 
 use super::{
     Environment, FlowHandle as _, Outcome, Reason, Scratch, Tables, Verdict, direct::direct, first, fragment, frontend,
-    own, translate::translate, upkeep,
+    own, tell, translate::translate, upkeep,
 };
 use crate::{
     layout::{AddressBytes, EGRESS, FlowKey, FlowValue, INGRESS, ServiceValue, flow_flags, history},
@@ -30,7 +30,7 @@ pub fn ingress<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     tables: &T,
     environment: &E,
 ) -> Outcome {
-    counted::<F, P, T, E>(packet, tables, environment, |packet| {
+    counted::<F, P, T, E>(packet, tables, environment, INGRESS, |packet| {
         enter::<F, P, T, E>(packet, tables, environment)
     })
 }
@@ -103,7 +103,7 @@ pub fn egress<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     tables: &T,
     environment: &E,
 ) -> Outcome {
-    counted::<F, P, T, E>(packet, tables, environment, |packet| {
+    counted::<F, P, T, E>(packet, tables, environment, EGRESS, |packet| {
         let reason = leave::<F, P, T, E>(packet, tables, environment);
         if matches!(reason, Reason::Unrelated | Reason::OtherProtocol) {
             host_packet::<F, P, T, E>(packet, tables, environment, reason)
@@ -317,6 +317,9 @@ fn finish<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     } else {
         reason
     };
+    if reason == Reason::NewFlow {
+        tell::opened(tables, environment, scratch, packet.length());
+    }
     if scratch.is_fragment == 0 {
         return reason;
     }
@@ -341,19 +344,20 @@ pub(super) fn rewrite<F: Family, P: Packet, T: Tables<F::Address>>(
     translate::<F, P>(packet, transport, side, value).map_or(Reason::RewriteFailed, |()| reason)
 }
 
-/// Decides on a packet, turns one that is refused into the answer to it, and counts it by the reason, unless it is none of
+/// Decides on a packet, does what there is to do about one that is refused, and counts it by the reason, unless it is none of
 /// ours.
 #[inline(always)]
 fn counted<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &mut P,
     tables: &T,
     environment: &E,
+    direction: u8,
     decide: impl FnOnce(&mut P) -> Reason,
 ) -> Outcome {
     let length = packet.length();
     let mut reason = decide(packet);
-    if reason.verdict() == Verdict::Reject {
-        reason = environment.reject::<F, P, T>(packet, tables, reason);
+    if matches!(reason.verdict(), Verdict::Reject | Verdict::Drop) {
+        reason = environment.refuse::<F, P, T>(packet, tables, direction, reason);
     }
     if reason != Reason::Unrelated {
         tables.count(reason, length);

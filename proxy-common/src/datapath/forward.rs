@@ -14,7 +14,7 @@ use super::{
     edge::{reason_of, rewrite},
     first, flow,
     own::may_collide as may_open,
-    upkeep,
+    tell, upkeep,
 };
 use crate::{
     layout::{AddressBytes, EGRESS, FlowKey, INGRESS, device_flags, express, flow_flags},
@@ -120,6 +120,9 @@ pub fn forward<F: Hops, P: Packet, T: Tables<F::Address>, E: Routes>(
     );
     tables.count(entered, packet.length());
     tables.count(left, packet.length());
+    if entered == Reason::NewFlow {
+        tell::opened(tables, environment, entering, packet.length());
+    }
     if is_settled(entered) && is_settled(left) && F::count_hop(packet).is_some() {
         Forwarding::Transmit
     } else {

@@ -21,6 +21,7 @@ mod reserve;
 mod select;
 pub mod socket;
 mod tables;
+mod tell;
 #[cfg(test)]
 mod tests;
 mod translate;
@@ -35,8 +36,9 @@ pub use fragment::send_held;
 pub use frontend::{NO_PORTS, find as find_frontend, find_for_process};
 pub use host::judge_host_packet;
 pub use icmp_error::icmp_error;
-pub use reject::reject;
+pub use reject::{refuse, reject};
 pub use reserve::{Claim, claim};
 pub use select::{Choice, decide, scale};
 pub use tables::{Environment, FlowHandle, InsertError, InsertMode, PacketCopy, Scratch, Tables};
+pub use tell::tell;
 pub use verdict::{Outcome, Reason, Verdict};

@@ -1,8 +1,9 @@
 //! Telling a client that its packet was refused: ICMP port unreachable, which ends a `connect` at once (behaviour.md 4.1).
+//! And telling those who watch.
 
-use super::{Environment, Reason, Tables};
+use super::{Environment, NO_PORTS, Reason, Tables, Verdict, tell};
 use crate::{
-    layout::AddressBytes,
+    layout::{AddressBytes, FlowKey},
     packet::{Addresses, Family, MAX_QUOTE, Packet, Skip, View as _, checksum},
 };
 
@@ -11,6 +12,59 @@ use crate::{
 const INTERVAL: u64 = 1_000_000;
 /// As many answers may come at once, as `net.ipv4.icmp_msgs_burst`.
 const BURST: u64 = 50;
+
+/// What is done about a packet that is refused for `reason`, be it dropped or rejected: the answer to it, and telling those who
+/// watch. Gives the reason that it is counted by.
+#[inline(never)]
+pub fn refuse<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+    packet: &mut P,
+    tables: &T,
+    environment: &E,
+    direction: u8,
+    reason: Reason,
+) -> Reason {
+    if !tell::is_watched(tables, environment) {
+        return answer::<F, P, T, E>(packet, tables, environment, reason);
+    }
+    // Both before the packet becomes its answer.
+    let length = packet.length();
+    let Some(key) = key::<F, P>(packet, direction) else {
+        return answer::<F, P, T, E>(packet, tables, environment, reason);
+    };
+    let refusal = tell::Refusal {
+        reason,
+        outcome: answer::<F, P, T, E>(packet, tables, environment, reason),
+        length,
+        service: tell::service_of(tables, &key),
+    };
+    tell::refused(tables, environment, &key, &refusal);
+    refusal.outcome
+}
+
+/// Answers a packet that is to be rejected.
+#[inline(always)]
+fn answer<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+    packet: &mut P,
+    tables: &T,
+    environment: &E,
+    reason: Reason,
+) -> Reason {
+    if reason.verdict() == Verdict::Reject {
+        reject::<F, P, T, E>(packet, tables, environment, reason)
+    } else {
+        reason
+    }
+}
+
+/// The key of a packet, without ports if it has none at hand.
+#[inline(always)]
+fn key<F: Family, P: Packet>(packet: &P, direction: u8) -> Option<FlowKey<F::Address>> {
+    let addresses = F::addresses(packet)?;
+    Some(match F::transport(packet) {
+        Ok(transport) => transport.key(direction, addresses),
+        Err(_) => FlowKey::new(direction, NO_PORTS, (addresses.source, 0), (addresses.destination, 0)),
+    })
+}
 
 /// Turns a packet that was refused for `reason` into the answer to it, and gives that reason; or another one, if there is
 /// no answer.

@@ -1,12 +1,13 @@
 //! What the datapath needs of the world: tables, clock, chance.
 
 use super::{
-    Claim, Look, Reason, Victim, choose, claim, evict_one, icmp_error, judge_host_packet, look_at_oldest, reject,
-    send_held,
+    Claim, Look, Reason, Victim, choose, claim, evict_one, icmp_error, judge_host_packet, look_at_oldest, refuse,
+    send_held, tell,
 };
 use crate::layout::{
-    AddressBytes, AffinityKey, AffinityValue, Backend, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment,
-    HeldKey, INGRESS, Member, MemberKey, Opening, ServiceKey, ServiceValue, SlotKey, TICK_SHIFT, Timeouts,
+    AddressBytes, AffinityKey, AffinityValue, Backend, Event, FlowKey, FlowValue, FragmentKey, FragmentValue,
+    HeldFragment, HeldKey, INGRESS, Member, MemberKey, Opening, ServiceKey, ServiceValue, SlotKey, TICK_SHIFT,
+    Timeouts, Watcher,
 };
 use crate::packet::{Family, Packet, Transport};
 
@@ -199,6 +200,12 @@ pub trait Tables<A: AddressBytes> {
     fn count(&self, reason: Reason, bytes: u32);
     /// Counts a rewritten packet, and with it new flows, by service id; bytes from the network header on.
     fn count_service(&self, service: u32, connections: u32, bytes: u32);
+    /// Who watches from a place, or until when anybody does ([`crate::layout::ANYBODY`]).
+    fn watcher(&self, place: u32) -> Option<Watcher>;
+    /// Puts an event into the ring at a place, if there is one; `false` if that has no room.
+    fn send_event(&self, place: u32, event: &Event) -> bool;
+    /// Counts an event for which the ring at a place had no room.
+    fn count_lost(&self, place: u32);
 }
 
 /// Clock, chance and place.
@@ -220,13 +227,24 @@ pub trait Environment {
     ) -> Option<Reason> {
         icmp_error::<F, P, T>(packet, tables, direction)
     }
-    /// [`super::reject`](fn@super::reject), likewise.
+    /// [`super::refuse`](fn@super::refuse), likewise.
     #[inline(always)]
-    fn reject<F: Family, P: Packet, T: Tables<F::Address>>(&self, packet: &mut P, tables: &T, reason: Reason) -> Reason
+    fn refuse<F: Family, P: Packet, T: Tables<F::Address>>(
+        &self,
+        packet: &mut P,
+        tables: &T,
+        direction: u8,
+        reason: Reason,
+    ) -> Reason
     where
         Self: Sized,
     {
-        reject::<F, P, T, Self>(packet, tables, self, reason)
+        refuse::<F, P, T, Self>(packet, tables, self, direction, reason)
+    }
+    /// [`super::tell`](fn@super::tell), likewise.
+    #[inline(always)]
+    fn tell<A: AddressBytes, T: Tables<A>>(&self, tables: &T, event: &Event) {
+        tell(tables, self.now(), event);
     }
     /// [`super::choose`](fn@super::choose), likewise.
     ///

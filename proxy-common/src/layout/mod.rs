@@ -11,6 +11,7 @@
 mod affinity;
 mod counter;
 mod device;
+mod event;
 mod filter;
 mod flow;
 mod fragment;
@@ -26,6 +27,7 @@ mod source;
 pub use affinity::{AffinityKey, AffinityValue, CLUSTER_LIST, LOCAL_LIST, Member, MemberKey};
 pub use counter::{Counter, ServiceCounter};
 pub use device::{Device, HOST_DEVICE, device_flags, express, role};
+pub use event::{ANYBODY, AT_SOCKET, Event, LEASE, MAX_WATCHERS, NO_SERVICE, Watcher};
 pub use filter::{FILTER_WORDS, filter_bit};
 pub use flow::{EGRESS, FlowKey, FlowValue, INGRESS, flow_flags, history};
 pub use fragment::{FragmentKey, FragmentValue, HELD_BYTES, HeldFragment, HeldKey, fate};
@@ -56,6 +58,9 @@ pub trait AddressBytes: Copy + Eq + core::hash::Hash + core::fmt::Debug + Defaul
     /// The bytes, most significant first.
     fn as_bytes(&self) -> &[u8];
 
+    /// The address as one of IPv6: an IPv4 address as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
+    fn mapped(&self) -> [u8; 16];
+
     /// Mixes the address into 64 bits, for hashing.
     fn fold(&self) -> u64;
 
@@ -69,6 +74,12 @@ impl private::Sealed for [u8; 16] {}
 impl AddressBytes for [u8; 4] {
     fn as_bytes(&self) -> &[u8] {
         self
+    }
+
+    #[inline(always)]
+    fn mapped(&self) -> [u8; 16] {
+        let [a, b, c, d] = *self;
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
     }
 
     #[inline(always)]
@@ -86,6 +97,11 @@ impl AddressBytes for [u8; 4] {
 impl AddressBytes for [u8; 16] {
     fn as_bytes(&self) -> &[u8] {
         self
+    }
+
+    #[inline(always)]
+    fn mapped(&self) -> [u8; 16] {
+        *self
     }
 
     #[inline(always)]
@@ -149,6 +165,8 @@ pub enum TableKind {
     LruHash,
     /// `BPF_MAP_TYPE_LPM_TRIE`
     LpmTrie,
+    /// `BPF_MAP_TYPE_ARRAY_OF_MAPS`, of ring buffers
+    ArrayOfRings,
 }
 
 /// One pinned table: its name (map name and pin file name) and shape.
@@ -204,9 +222,9 @@ pub mod tables {
     use super::{
         AffinityKey, AffinityValue, Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, FragmentKey,
         FragmentValue, HeldFragment, HeldKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_FLOWS, MAX_FRAGMENTED, MAX_HELD,
-        MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, Member, MemberKey, Opening, OpeningEnds, ServiceCounter,
-        ServiceKey, ServiceName, ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey, TableKind,
-        TableSpec, opening_slots, table,
+        MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, MAX_WATCHERS, Member, MemberKey, Opening, OpeningEnds,
+        ServiceCounter, ServiceKey, ServiceName, ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue,
+        SourceKey, TableKind, TableSpec, Watcher, opening_slots, table,
     };
 
     /// IPv4 frontends
@@ -295,9 +313,15 @@ pub mod tables {
     pub const HANDOVER: TableSpec = table::<u32, u32>("handover", TableKind::Array, 1);
     /// The limit of answers to refused packets: one entry, the time in nanoseconds at which it is as before the first
     pub const ANSWER_LIMIT: TableSpec = table::<u32, u64>("answer_limit", TableKind::PerCpuArray, 1);
+    /// Who watches the datapath, by place
+    pub const WATCHERS: TableSpec = table::<u32, Watcher>("watchers", TableKind::Array, MAX_WATCHERS + 1);
+    /// Their ring buffers, by place; a value is the id of one
+    pub const EVENT_RINGS: TableSpec = table::<u32, u32>("event_rings", TableKind::ArrayOfRings, MAX_WATCHERS + 1);
+    /// Events for which a ring had no room, by place
+    pub const EVENTS_LOST: TableSpec = table::<u32, u64>("events_lost", TableKind::PerCpuArray, MAX_WATCHERS + 1);
 
     /// Every table
-    pub const ALL: [TableSpec; 34] = [
+    pub const ALL: [TableSpec; 37] = [
         SERVICES_V4,
         SERVICES_V6,
         SLOTS_V4,
@@ -332,5 +356,8 @@ pub mod tables {
         SERVICES_BEFORE,
         HANDOVER,
         ANSWER_LIMIT,
+        WATCHERS,
+        EVENT_RINGS,
+        EVENTS_LOST,
     ];
 }

@@ -83,7 +83,10 @@ impl Pair {
 /// If a table can't be read or written.
 pub(super) fn tables(previous: &Generation, own: &Generation) -> Result<()> {
     let written_by_agent = |spec: &&TableSpec| {
-        let keyed = !matches!(spec.kind, TableKind::Array | TableKind::PerCpuArray);
+        let keyed = !matches!(
+            spec.kind,
+            TableKind::Array | TableKind::PerCpuArray | TableKind::ArrayOfRings
+        );
         keyed && !NOT_CARRIED.contains(spec) && **spec != SERVICES_BEFORE
     };
     for spec in tables::ALL.iter().filter(written_by_agent) {

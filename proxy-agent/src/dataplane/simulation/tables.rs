@@ -3,8 +3,9 @@
 use proxy_common::{
     datapath::{self, InsertError, InsertMode, PacketCopy, Reason, Scratch},
     layout::{
-        AffinityKey, AffinityValue, Backend, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment, HeldKey,
-        Member, MemberKey, Opening, OpeningEnds, Range, ServiceKey, ServiceValue, SlotKey, SourceKey, usable_slots,
+        ANYBODY, AffinityKey, AffinityValue, Backend, Event, FlowKey, FlowValue, FragmentKey, FragmentValue,
+        HeldFragment, HeldKey, Member, MemberKey, Opening, OpeningEnds, Range, ServiceKey, ServiceValue, SlotKey,
+        SourceKey, Watcher, usable_slots,
     },
     packet::Family,
 };
@@ -202,6 +203,22 @@ impl<F: Family> datapath::Tables<F::Address> for Simulation<'_, F> {
         counter.packets += 1;
         counter.bytes += u64::from(bytes);
     }
+
+    /// A simulation is watched by whoever runs it, from one place.
+    fn watcher(&self, place: u32) -> Option<Watcher> {
+        (place <= ANYBODY + 1).then_some(Watcher {
+            reasons: u64::MAX,
+            until: u32::MAX,
+            ..Watcher::default()
+        })
+    }
+
+    fn send_event(&self, _place: u32, event: &Event) -> bool {
+        self.events.borrow_mut().push(*event);
+        true
+    }
+
+    fn count_lost(&self, _place: u32) {}
 
     fn count_service(&self, service: u32, connections: u32, bytes: u32) {
         let mut services = self.services.borrow_mut();

@@ -2,8 +2,8 @@
 
 use super::{Socket, SocketTables, choose::choose, key};
 use crate::{
-    datapath::{Environment, Reason, Verdict},
-    layout::{AddressBytes, FlowValue, SocketValue, TO_BACKEND, TO_FRONTEND, socket_flags},
+    datapath::{Environment, Reason, Verdict, tell},
+    layout::{AddressBytes, FlowValue, NO_SERVICE, SocketValue, TO_BACKEND, TO_FRONTEND, socket_flags},
     packet::UDP,
 };
 
@@ -87,7 +87,10 @@ fn replace<A: AddressBytes, S: Socket<A>, T: SocketTables<A>, E: Environment>(
     frontend: (A, u16),
     connects: bool,
 ) -> Reason {
-    let mut chosen = FlowValue::default();
+    let mut chosen = FlowValue {
+        service: NO_SERVICE,
+        ..FlowValue::default()
+    };
     // An entry that is replaced while it is read may look half old, half new: then its endpoint is missing, once.
     let result = match choose(socket, tables, environment, frontend, &mut chosen) {
         Err(Reason::EndpointMissing) => choose(socket, tables, environment, frontend, &mut chosen),
@@ -100,6 +103,7 @@ fn replace<A: AddressBytes, S: Socket<A>, T: SocketTables<A>, E: Environment>(
         Err(reason) => {
             if reason.verdict() == Verdict::Reject {
                 tables.count_refused(reason);
+                tell::socket(socket, tables, environment, &chosen, reason);
             } else if connects && reason == Reason::NoLocalEndpoints && socket.protocol() == UDP {
                 // No endpoint's: so the socket is told when the endpoints change, and may connect to one then.
                 let left_alone = value(frontend, chosen.service, environment.now(), true);
@@ -116,6 +120,7 @@ fn replace<A: AddressBytes, S: Socket<A>, T: SocketTables<A>, E: Environment>(
     (value.address, value.port) = frontend;
     tables.set_socket(&key(socket, TO_FRONTEND, backend), &value);
     tables.count_connection(chosen.service);
+    tell::socket(socket, tables, environment, &chosen, Reason::NewFlow);
     socket.set_remote(backend);
     Reason::NewFlow
 }

@@ -20,6 +20,7 @@ mod sctp;
 mod segment;
 mod sockets;
 mod takeover;
+mod tell;
 mod world;
 
 /// Runs each test for IPv4 and for IPv6.

@@ -3,6 +3,7 @@
 use super::{
     both_families,
     segment::{Endpoint, Segment, TestFamily},
+    tell::watch,
     world::{BACKEND, CLIENT, NODE, OTHER_BACKEND, OTHER_VIP, STRANGER, TIMEOUTS, VIP, World},
 };
 use crate::{
@@ -11,8 +12,8 @@ use crate::{
         socket::{self, Socket},
     },
     layout::{
-        LOCAL_PODS, ServiceCounter, ServiceValue, SocketKey, SocketValue, TO_BACKEND, TO_FRONTEND, address_flags,
-        service_flags, socket_flags,
+        AT_SOCKET, AddressBytes as _, LOCAL_PODS, ServiceCounter, ServiceValue, SocketKey, SocketValue, TO_BACKEND,
+        TO_FRONTEND, address_flags, service_flags, socket_flags,
     },
     packet::{TCP, UDP},
 };
@@ -202,6 +203,27 @@ both_families! {
         assert_eq!(process.connect(VIP), (Reason::NewFlow, BACKEND));
         assert_eq!(process.send(BACKEND), (Reason::Unrelated, BACKEND));
         assert_eq!(process.receive(BACKEND), VIP);
+    }
+
+    /// Who watches sees what a process does once for a socket, before there is a packet; and what it is refused.
+    fn who_watches_is_told_of_sockets<F>() {
+        let mut world = world::<F>(VIP, 0);
+        world.set_service(OTHER_VIP, ServiceValue { flags: 0, cluster_count: 0, ..frontend(0) });
+        watch(&world, 2, u64::MAX);
+        let mut process = Process::new(&world, UDP).bound(NODE);
+        assert_eq!(process.send(VIP), (Reason::NewFlow, BACKEND));
+        assert_eq!(process.send(VIP), (Reason::Established, BACKEND));
+        assert_eq!(process.connect(OTHER_VIP), (Reason::NoEndpoints, OTHER_VIP));
+        let address = |number: u128| F::address(number).mapped();
+        let told: Vec<_> = world.events.take().into_iter().map(|(place, event)| {
+            assert_eq!((place, event.hook, event.protocol, event.service), (2, AT_SOCKET, UDP, 7));
+            assert_eq!((event.source, event.source_port), (address(NODE), 0));
+            (u32::from(event.reason), event.destination, (event.backend, event.backend_port))
+        }).collect();
+        assert_eq!(told, [
+            (Reason::NewFlow as u32, address(VIP.0), (address(BACKEND.0), BACKEND.1)),
+            (Reason::NoEndpoints as u32, address(OTHER_VIP.0), ([0; 16], 0)),
+        ]);
     }
 
     /// behaviour.md 4.1, 4.6: the process is told at once, and it is counted, as there will be no packet.

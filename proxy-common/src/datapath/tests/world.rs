@@ -13,9 +13,9 @@ use crate::{
         ingress, socket::SocketTables,
     },
     layout::{
-        AddressBytes, AffinityKey, AffinityValue, Backend, Counter, EGRESS, FlowKey, FlowValue, FragmentKey,
+        AddressBytes, AffinityKey, AffinityValue, Backend, Counter, EGRESS, Event, FlowKey, FlowValue, FragmentKey,
         FragmentValue, HeldFragment, HeldKey, INGRESS, Member, MemberKey, Opening, ServiceCounter, ServiceKey,
-        ServiceValue, SlotKey, SocketKey, SocketValue, TICK_SHIFT, Timeouts, service_flags,
+        ServiceValue, SlotKey, SocketKey, SocketValue, TICK_SHIFT, Timeouts, Watcher, service_flags,
     },
     packet::{BufferPacket, SCTP, TCP, UDP},
 };
@@ -109,6 +109,14 @@ pub(super) struct World<F: TestFamily> {
     pub(super) random: RefCell<VecDeque<u32>>,
     pub(super) reasons: RefCell<BTreeMap<Reason, Counter>>,
     pub(super) counts: RefCell<BTreeMap<u32, ServiceCounter>>,
+    /// Who watches, by place
+    pub(super) watchers: RefCell<BTreeMap<u32, Watcher>>,
+    /// What they were told, by place
+    pub(super) events: RefCell<Vec<(u32, Event)>>,
+    /// What there was no room for, by place
+    pub(super) events_lost: RefCell<BTreeMap<u32, u64>>,
+    /// Room for events
+    pub(super) event_room: Cell<usize>,
 }
 
 /// When something happens meanwhile.
@@ -165,6 +173,10 @@ impl<F: TestFamily> World<F> {
             random: RefCell::default(),
             reasons: RefCell::default(),
             counts: RefCell::default(),
+            watchers: RefCell::default(),
+            events: RefCell::default(),
+            events_lost: RefCell::default(),
+            event_room: Cell::new(usize::MAX),
         }
     }
 
@@ -526,6 +538,23 @@ impl<F: TestFamily> Tables<F::Address> for World<F> {
         let counter = reasons.entry(reason).or_default();
         counter.packets += 1;
         counter.bytes += u64::from(bytes);
+    }
+
+    fn watcher(&self, place: u32) -> Option<Watcher> {
+        self.watchers.borrow().get(&place).copied()
+    }
+
+    fn send_event(&self, place: u32, event: &Event) -> bool {
+        let mut events = self.events.borrow_mut();
+        let room = events.len() < self.event_room.get();
+        if room {
+            events.push((place, *event));
+        }
+        room
+    }
+
+    fn count_lost(&self, place: u32) {
+        *self.events_lost.borrow_mut().entry(place).or_default() += 1;
     }
 
     fn count_service(&self, service: u32, connections: u32, bytes: u32) {
