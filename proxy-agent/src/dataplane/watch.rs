@@ -277,7 +277,7 @@ mod tests {
         let all: Vec<_> = reasons().collect();
         assert!(all.contains(&Reason::NewFlow) && all.contains(&Reason::NoEndpoints));
         assert!(all.contains(&Reason::NoLocalEndpoints) && !all.contains(&Reason::Established));
-        assert_eq!(bits([Reason::NewFlow, Reason::NoEndpoints]), 1 << 1 | 1 << 8);
+        assert_eq!(bits([Reason::NewFlow, Reason::NoEndpoints]), 1 << 2 | 1 << 8);
         assert_eq!(bits(reasons()).count_ones() as usize, all.len());
     }
 }
