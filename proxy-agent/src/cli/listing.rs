@@ -35,6 +35,11 @@ impl ListingArgs {
         &self.pin_dir
     }
 
+    /// How to print.
+    pub(super) const fn output(&self) -> Output {
+        self.output
+    }
+
     /// The tables that are pinned.
     pub(super) fn tables(&self) -> Result<Tables> {
         kernel::open(&self.pin_dir)
@@ -54,11 +59,17 @@ impl Output {
             Self::Json => serde_json::to_string_pretty(listing)?,
             Self::Yaml => serde_yaml_ng::to_string(listing)?.trim_end().to_owned(),
         };
-        match writeln!(io::stdout().lock(), "{text}") {
-            // Whoever reads has seen enough, such as `head`.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            result => result.context("cannot write to standard output"),
-        }
+        print_line(&text).map(drop)
+    }
+}
+
+/// Prints a line, or some; `false` if nobody reads any more.
+pub(super) fn print_line(text: &str) -> Result<bool> {
+    match writeln!(io::stdout().lock(), "{text}") {
+        Ok(()) => Ok(true),
+        // Whoever reads has seen enough, such as `head`.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("cannot write to standard output"),
     }
 }
 

@@ -4,10 +4,12 @@ mod ask;
 mod cleanup;
 mod doctor;
 mod documentation;
+mod filter;
 mod flags;
 mod flows;
 pub mod input;
 mod listing;
+mod monitor;
 mod mount_bpffs;
 mod plan;
 mod run;
@@ -45,6 +47,7 @@ enum Command {
     Trace(trace::TraceArgs),
     Services(services::ServicesArgs),
     Flows(flows::FlowsArgs),
+    Monitor(monitor::MonitorArgs),
     Status(status::StatusArgs),
     Doctor(doctor::DoctorArgs),
     Cleanup(cleanup::CleanupArgs),
@@ -65,6 +68,7 @@ impl Cli {
             Command::Trace(arguments) => arguments.run(),
             Command::Services(arguments) => arguments.run(),
             Command::Flows(arguments) => arguments.run(),
+            Command::Monitor(arguments) => arguments.run(),
             Command::Status(arguments) => arguments.run(),
             Command::Doctor(arguments) => arguments.run(),
             Command::Cleanup(arguments) => arguments.run(),

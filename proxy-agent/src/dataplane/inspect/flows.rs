@@ -41,6 +41,16 @@ pub struct FlowRow {
     pub service: Option<String>,
 }
 
+/// What makes a flow another one: protocol, client, frontend and backend.
+pub type FlowIdentity = (Option<Protocol>, SocketAddr, SocketAddr, SocketAddr);
+
+impl FlowRow {
+    /// What it is known by from one look to the next.
+    pub const fn identity(&self) -> FlowIdentity {
+        (self.protocol, self.client, self.frontend, self.backend)
+    }
+}
+
 /// All flows, sorted; `now` is the time since boot.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! What stands in the tables, in the words of people: for the reading commands, which need no agent and no API server.
 
 mod census;
+mod event;
 mod flows;
 mod local;
 mod programs;
@@ -9,7 +10,8 @@ mod status;
 mod traffic;
 
 pub use census::{Census, Masquerades, census};
-pub use flows::{FlowRow, flows};
+pub use event::{EventRow, EventWords, Happening, Place};
+pub use flows::{FlowIdentity, FlowRow, flows};
 pub use local::{UnservedLocal, unserved_local};
 pub use programs::{ProgramRuns, program_runs};
 pub use services::{ServiceRow, services};
