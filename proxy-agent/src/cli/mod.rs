@@ -15,6 +15,7 @@ mod plan;
 mod run;
 mod services;
 mod status;
+mod top;
 mod trace;
 mod verify;
 
@@ -48,6 +49,7 @@ enum Command {
     Services(services::ServicesArgs),
     Flows(flows::FlowsArgs),
     Monitor(monitor::MonitorArgs),
+    Top(top::TopArgs),
     Status(status::StatusArgs),
     Doctor(doctor::DoctorArgs),
     Cleanup(cleanup::CleanupArgs),
@@ -69,6 +71,7 @@ impl Cli {
             Command::Services(arguments) => arguments.run(),
             Command::Flows(arguments) => arguments.run(),
             Command::Monitor(arguments) => arguments.run(),
+            Command::Top(arguments) => arguments.run(),
             Command::Status(arguments) => arguments.run(),
             Command::Doctor(arguments) => arguments.run(),
             Command::Cleanup(arguments) => arguments.run(),

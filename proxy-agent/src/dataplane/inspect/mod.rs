@@ -3,6 +3,7 @@
 mod census;
 mod event;
 mod flows;
+mod load;
 mod local;
 mod programs;
 mod services;
@@ -12,6 +13,7 @@ mod traffic;
 pub use census::{Census, Masquerades, census};
 pub use event::{EventRow, EventWords, Happening, Place};
 pub use flows::{FlowIdentity, FlowRow, flows};
+pub use load::{ServiceLoad, ServiceLoads, service_loads};
 pub use local::{UnservedLocal, unserved_local};
 pub use programs::{ProgramRuns, program_runs};
 pub use services::{ServiceRow, services};

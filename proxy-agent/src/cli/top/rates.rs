@@ -1,0 +1,258 @@
+//! From two looks at the tables to rates. Pure.
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use proxy_common::datapath::Reason;
+use serde::Serialize;
+
+use crate::{
+    dataplane::inspect::ServiceLoad,
+    plan::{Protocol, ServicePort},
+};
+
+/// A look at the tables.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sample {
+    /// When, since boot
+    pub(super) taken: Duration,
+    /// What each service port has to do
+    pub(super) loads: BTreeMap<ServicePort, ServiceLoad>,
+    /// Packets refused so far, by service port; `None` if nobody tells
+    pub(super) refused: Option<BTreeMap<ServicePort, u64>>,
+    /// Packets refused so far, whoever they were for, by reason
+    pub(super) reasons: BTreeMap<Reason, u64>,
+}
+
+/// What there was to do between two looks.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(super) struct Rates {
+    /// Seconds between them
+    pub(super) seconds: f64,
+    /// All service ports together. Of refused packets those that are for no service port as well
+    pub(super) total: Load,
+    /// Packets refused a second, by reason, without those of which there were none
+    pub(super) refusals: Vec<Refusal>,
+    /// Every service port
+    pub(super) services: Vec<ServiceRates>,
+}
+
+/// What there is to do for somebody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(super) struct Load {
+    /// New connections a second
+    pub(super) connections: f64,
+    /// Packets rewritten a second, both directions
+    pub(super) packets: f64,
+    /// Bytes of these a second
+    pub(super) bytes: f64,
+    /// Packets refused a second: rejected or dropped; `None` if that is unknown
+    pub(super) refused: Option<f64>,
+    /// Flows in the table
+    pub(super) flows: u64,
+}
+
+/// A reason to refuse packets.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Refusal {
+    /// Its name
+    pub(super) reason: String,
+    /// Packets a second
+    pub(super) packets: f64,
+}
+
+/// A service port.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct ServiceRates {
+    /// `namespace/name:port_name`
+    pub(super) service: String,
+    /// Its protocol
+    pub(super) protocol: Protocol,
+    /// What it is reached by
+    pub(super) frontends: Vec<String>,
+    /// What there is to do for it
+    #[serde(flatten)]
+    pub(super) load: Load,
+    /// Whom its flows go to
+    pub(super) endpoints: Vec<EndpointFlows>,
+}
+
+/// A backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct EndpointFlows {
+    /// Its address
+    pub(super) endpoint: SocketAddr,
+    /// Flows of the service port to it
+    pub(super) flows: u64,
+}
+
+/// What there was to do from one look to the other. Of what is new since the first, all that was counted.
+pub(super) fn rates(before: &Sample, after: &Sample) -> Rates {
+    let seconds = after.taken.saturating_sub(before.taken).as_secs_f64();
+    // Counters of tables that were made anew begin at zero.
+    let rate = |before: u64, after: u64| {
+        if seconds > 0.0 {
+            float(after.saturating_sub(before)) / seconds
+        } else {
+            0.0
+        }
+    };
+    let mut total = Load::default();
+    let services = after.loads.iter().map(|(port, load)| {
+        let then = before.loads.get(port).map(|load| load.counter).unwrap_or_default();
+        let refused = |sample: &Sample| {
+            let refused = sample.refused.as_ref();
+            refused.map(|refused| refused.get(port).copied().unwrap_or(0))
+        };
+        let load_now = Load {
+            connections: rate(then.connections, load.counter.connections),
+            packets: rate(then.packets, load.counter.packets),
+            bytes: rate(then.bytes, load.counter.bytes),
+            refused: refused(after).map(|now| rate(refused(before).unwrap_or(0), now)),
+            flows: load.endpoints.values().sum(),
+        };
+        total.connections += load_now.connections;
+        total.packets += load_now.packets;
+        total.bytes += load_now.bytes;
+        total.flows += load_now.flows;
+        let endpoints = load.endpoints.iter();
+        ServiceRates {
+            service: port.to_string(),
+            protocol: port.protocol,
+            frontends: load.frontends.clone(),
+            load: load_now,
+            endpoints: endpoints
+                .map(|(&endpoint, &flows)| EndpointFlows { endpoint, flows })
+                .collect(),
+        }
+    });
+    let services = services.collect();
+    let refusals = after.reasons.iter().map(|(reason, &now)| Refusal {
+        reason: format!("{reason:?}"),
+        packets: rate(before.reasons.get(reason).copied().unwrap_or(0), now),
+    });
+    let mut refusals: Vec<_> = refusals.filter(|refusal| refusal.packets > 0.0).collect();
+    refusals.sort_by(|a, b| b.packets.total_cmp(&a.packets));
+    // Not `sum`, which begins at -0.
+    total.refused = Some(refusals.iter().fold(0.0, |sum, refusal| sum + refusal.packets));
+    Rates {
+        seconds,
+        total,
+        refusals,
+        services,
+    }
+}
+
+/// What a number is worth for people.
+#[expect(clippy::cast_precision_loss, reason = "nobody reads 16 digits")]
+const fn float(number: u64) -> f64 {
+    number as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_common::layout::ServiceCounter;
+
+    use super::*;
+
+    fn port(name: &str) -> ServicePort {
+        ServicePort {
+            namespace: "default".to_owned(),
+            service: name.to_owned(),
+            port_name: "http".to_owned(),
+            protocol: Protocol::Tcp,
+        }
+    }
+
+    fn load(connections: u64, flows: &[u64]) -> ServiceLoad {
+        ServiceLoad {
+            frontends: vec!["10.96.0.1:80".to_owned()],
+            counter: ServiceCounter {
+                connections,
+                packets: connections * 10,
+                bytes: connections * 1000,
+            },
+            endpoints: (1..)
+                .zip(flows)
+                .map(|(host, flows)| (([10, 0, 0, host], 80).into(), *flows))
+                .collect(),
+        }
+    }
+
+    fn sample(seconds: u64, loads: &[(&str, ServiceLoad)], refused: Option<u64>, no_port: u64) -> Sample {
+        Sample {
+            taken: Duration::from_secs(seconds),
+            loads: loads.iter().map(|(name, load)| (port(name), load.clone())).collect(),
+            refused: refused.map(|refused| [(port("web"), refused)].into()),
+            reasons: [(Reason::NoPort, no_port), (Reason::NoEndpoints, 7)].into(),
+        }
+    }
+
+    #[test]
+    fn rates_are_what_was_added_in_a_second() {
+        let before = sample(10, &[("web", load(100, &[1]))], Some(4), 10);
+        let after = sample(12, &[("web", load(150, &[3, 2])), ("new", load(2, &[]))], Some(10), 11);
+        let rates = rates(&before, &after);
+        let web = Load {
+            connections: 25.0,
+            packets: 250.0,
+            bytes: 25_000.0,
+            refused: Some(3.0),
+            flows: 5,
+        };
+        let new = Load {
+            connections: 1.0,
+            packets: 10.0,
+            bytes: 1000.0,
+            refused: Some(0.0),
+            flows: 0,
+        };
+        let loads: Vec<_> = rates
+            .services
+            .iter()
+            .map(|row| (row.service.as_str(), row.load))
+            .collect();
+        assert_eq!(loads, [("default/new:http", new), ("default/web:http", web)]);
+        let expected = Load {
+            connections: 26.0,
+            packets: 260.0,
+            bytes: 26_000.0,
+            refused: Some(0.5),
+            flows: 5,
+        };
+        assert_eq!(rates.total, expected);
+        assert_eq!(
+            rates.refusals,
+            [Refusal {
+                reason: "NoPort".to_owned(),
+                packets: 0.5
+            }]
+        );
+        let flows: Vec<_> = rates.services[1]
+            .endpoints
+            .iter()
+            .map(|endpoint| endpoint.flows)
+            .collect();
+        assert_eq!(flows, [3, 2]);
+    }
+
+    #[test]
+    fn counters_that_begin_anew_and_looks_at_the_same_time_give_no_nonsense() {
+        let (low, high) = (
+            sample(10, &[("web", load(1, &[]))], None, 0),
+            sample(10, &[("web", load(9, &[]))], None, 0),
+        );
+        let later = Sample {
+            taken: Duration::from_secs(20),
+            ..low.clone()
+        };
+        for (before, after) in [(&low, &high), (&high, &later)] {
+            let rates = rates(before, after);
+            assert_eq!(rates.services[0].load, Load::default());
+            assert!(
+                rates.total.refused.is_some_and(f64::is_sign_positive),
+                "{:?}",
+                rates.total
+            );
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What each service port has to do: what two looks tell rates by.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+};
+
+use proxy_common::layout::{ServiceCounter, flow_flags};
+
+use super::{names, services};
+use crate::{
+    dataplane::{
+        address::Address,
+        table::{FamilyTables, TableError, Tables},
+    },
+    plan::ServicePort,
+};
+
+/// A service port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceLoad {
+    /// What it is reached by, as `address:port`; `*:port` for a nodePort
+    pub frontends: Vec<String>,
+    /// What was counted of it
+    pub counter: ServiceCounter,
+    /// Flows in the table by backend; endpoints without any stand at 0. Sockets of the node's own processes have none
+    pub endpoints: BTreeMap<SocketAddr, u64>,
+}
+
+/// Every service port that has a name.
+#[derive(Clone, Debug, Default)]
+pub struct ServiceLoads {
+    /// What they have to do
+    pub loads: BTreeMap<ServicePort, ServiceLoad>,
+    /// Their names by id
+    pub names: HashMap<u32, ServicePort>,
+}
+
+/// What all service ports have to do.
+///
+/// # Errors
+/// If a table can't be read.
+pub fn service_loads(tables: &Tables) -> Result<ServiceLoads, TableError> {
+    let names = names(tables)?;
+    let mut loads = BTreeMap::new();
+    for (id, port) in &names {
+        let counter = tables.service_counts.get(id)?.unwrap_or_default();
+        let load = ServiceLoad {
+            counter,
+            ..ServiceLoad::default()
+        };
+        loads.insert(port.clone(), load);
+    }
+    for row in services(tables)? {
+        let Some(protocol) = row.protocol else { continue };
+        let port = ServicePort {
+            namespace: row.namespace,
+            service: row.service,
+            port_name: row.port_name,
+            protocol,
+        };
+        let Some(load) = loads.get_mut(&port) else { continue };
+        load.frontends.push(row.address.map_or_else(
+            || format!("*:{}", row.port),
+            |address| SocketAddr::new(address, row.port).to_string(),
+        ));
+        for endpoint in row.cluster.into_iter().chain(row.local) {
+            load.endpoints.entry(endpoint).or_default();
+        }
+    }
+    flows(&tables.v4, &names, &mut loads)?;
+    flows(&tables.v6, &names, &mut loads)?;
+    Ok(ServiceLoads { loads, names })
+}
+
+/// Counts the flows of a family: each has one half of the client's that is no masquerade.
+fn flows<A: Address>(
+    family: &FamilyTables<A>,
+    names: &HashMap<u32, ServicePort>,
+    loads: &mut BTreeMap<ServicePort, ServiceLoad>,
+) -> Result<(), TableError> {
+    let mut flows: HashMap<(u32, A, u16), u64> = HashMap::new();
+    family.flows.scan(&mut |_, value| {
+        if value.flags & (flow_flags::REPLY | flow_flags::MASQUERADE | flow_flags::CONNTRACK) == 0 {
+            *flows.entry((value.service, value.address, value.port)).or_default() += 1;
+        }
+    })?;
+    for ((service, address, port), count) in flows {
+        let load = names.get(&service).and_then(|name| loads.get_mut(name));
+        if let Some(load) = load {
+            *load
+                .endpoints
+                .entry(SocketAddr::new(address.to_ip(), port))
+                .or_default() += count;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_common::layout::{FlowKey, FlowValue, INGRESS};
+
+    use super::*;
+    use crate::{
+        dataplane::{memory::Memory, service_name, table::Table as _},
+        plan::Protocol,
+    };
+
+    #[test]
+    fn flows_are_counted_once_by_service_port_and_backend() {
+        let memory = Memory::default();
+        let port = ServicePort {
+            namespace: "default".to_owned(),
+            service: "web".to_owned(),
+            port_name: "http".to_owned(),
+            protocol: Protocol::Tcp,
+        };
+        let name = service_name::encode(&port).expect("short");
+        memory.service_names.clone().insert(&3, &name).expect("room");
+        let counted = ServiceCounter {
+            connections: 5,
+            ..ServiceCounter::default()
+        };
+        memory.service_counts.clone().insert(&3, &counted).expect("room");
+        let mut table = memory.v4.flows.clone();
+        for (client, flags, service) in [
+            (1, 0, 3),
+            (2, flow_flags::MASQUERADED, 3),
+            (3, flow_flags::MASQUERADE, 3),
+            (4, flow_flags::REPLY, 3),
+            (5, 0, 4),
+        ] {
+            let key = FlowKey::new(INGRESS, 6, ([10, 0, 0, 1], client), ([10, 96, 0, 1], 80));
+            let value = FlowValue {
+                address: [10, 0, 1, 1],
+                port: 8080,
+                service,
+                flags,
+                ..FlowValue::default()
+            };
+            table.insert(&key, &value).expect("room");
+        }
+        let ServiceLoads { loads, names } = service_loads(&memory.tables()).expect("readable");
+        assert_eq!(names, [(3, port.clone())].into());
+        let expected = ServiceLoad {
+            frontends: Vec::new(),
+            counter: counted,
+            endpoints: [(([10, 0, 1, 1], 8080).into(), 2)].into(),
+        };
+        assert_eq!(loads, [(port, expected)].into());
+    }
+}
