@@ -21,6 +21,7 @@ mod ingress;
 mod kernel_client;
 mod locality;
 mod node_port;
+mod observe;
 mod outside;
 mod path_mtu;
 mod port;
