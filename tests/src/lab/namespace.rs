@@ -5,12 +5,13 @@ use std::{
     io, panic,
     path::{Path, PathBuf},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use nix::sched::{CloneFlags, setns};
 
-use super::command::run;
+use super::{command::run, wait_until};
 
 /// Where `ip netns` keeps its names.
 const DIRECTORY: &str = "/run/netns";
@@ -129,6 +130,23 @@ impl Namespace {
     /// request got its answer in the end (RFC 4022, tcpRetransSegs).
     pub fn retransmissions(&self) -> Result<u64> {
         self.counter("Tcp:", "RetransSegs")
+    }
+
+    /// Fails if a TCP segment from here was lost: sent again, and not because it was only late. A busy machine has a segment
+    /// sent again for that (a tail loss probe, RFC 8985, 7); its receiver says so, for it has it twice (DSACK, RFC 2883).
+    pub fn expect_no_loss(&self) -> Result<()> {
+        // The receiver's word may still be on its way.
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let lost = || -> Result<u64> {
+            let late = self.counter("TcpExt:", "TCPDSACKRecv")? + self.counter("TcpExt:", "TCPDSACKOfoRecv")?;
+            Ok(self.retransmissions()?.saturating_sub(late))
+        };
+        let waited = wait_until("every segment has arrived that was sent", PATIENCE, || {
+            lost().map_or_else(|error| Some(Err(error)), |lost| (lost == 0).then_some(Ok(())))
+        });
+        waited.with_context(|| {
+            lost().map_or_else(|error| error.to_string(), |lost| format!("{}: {lost} lost", self.name))
+        })?
     }
 
     /// Further paths of Multipath TCP connections that this namespace's kernel opened by itself, and that were answered.

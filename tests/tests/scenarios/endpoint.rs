@@ -100,8 +100,7 @@ fn an_added_endpoint_gets_its_share_and_no_request_is_lost() -> Result<()> {
         }
         load.stop().expect_no_loss()?;
         datagrams.stop().expect_no_loss()?;
-        ensure!(lab.namespace("client").retransmissions()? == 0);
-        Ok(())
+        lab.namespace("client").expect_no_loss()
     })
 }
 
