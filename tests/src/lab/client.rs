@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     time::{Duration, Instant},
 };
 
@@ -91,11 +91,16 @@ impl Connection {
 
     /// Connects from a given port, even one that an earlier connection just used.
     pub fn open_from(port: u16, to: SocketAddr) -> Result<Self, RequestError> {
-        Self::connect(port, to).map_err(RequestError::Connect)
+        Self::open_at(SocketAddr::new(unspecified(to), port), to)
     }
 
-    fn connect(port: u16, to: SocketAddr) -> io::Result<Self> {
-        let socket = bound_socket(Type::STREAM, port, to)?;
+    /// Connects from a given address, port 0 for one that the kernel chooses.
+    pub fn open_at(local: SocketAddr, to: SocketAddr) -> Result<Self, RequestError> {
+        Self::connect(local, to).map_err(RequestError::Connect)
+    }
+
+    fn connect(local: SocketAddr, to: SocketAddr) -> io::Result<Self> {
+        let socket = bound_socket(Type::STREAM, local)?;
         socket.connect_timeout(&to.into(), DEADLINE)?;
         socket.set_tcp_nodelay(true)?;
         socket.set_read_timeout(Some(DEADLINE))?;
@@ -186,11 +191,16 @@ pub struct UdpClient {
 impl UdpClient {
     /// A socket on a port, 0 for one that the kernel chooses, of the family of the address it will talk to.
     pub fn bind(port: u16, to: SocketAddr) -> Result<Self, RequestError> {
+        Self::bind_at(SocketAddr::new(unspecified(to), port))
+    }
+
+    /// A socket at an address, port 0 for one that the kernel chooses.
+    pub fn bind_at(local: SocketAddr) -> Result<Self, RequestError> {
         let bind = || {
-            let socket = bound_socket(Type::DGRAM, port, to)?;
+            let socket = bound_socket(Type::DGRAM, local)?;
             socket.set_read_timeout(Some(DEADLINE))?;
             // An unconnected socket learns of ICMP errors only if it asks (ip(7), ipv6(7)).
-            match to {
+            match local {
                 SocketAddr::V4(_) => setsockopt(&socket, Ipv4RecvErr, &true)?,
                 SocketAddr::V6(_) => setsockopt(&socket, Ipv6RecvErr, &true)?,
             }
@@ -265,18 +275,22 @@ impl UdpClient {
     }
 }
 
-/// A socket of the family of `to`, on a port of its own.
-fn bound_socket(kind: Type, port: u16, to: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(to), kind, None)?;
-    if port != 0 {
+/// The address that stands for any, of the family of `to`.
+const fn unspecified(to: SocketAddr) -> IpAddr {
+    match to {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    }
+}
+
+/// A socket at this address; any address and port 0 leave it to the kernel.
+fn bound_socket(kind: Type, local: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(local), kind, None)?;
+    if local.port() != 0 {
         socket.set_reuse_address(true)?;
     }
-    let any = match to {
-        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
-        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
-    };
-    if port != 0 || kind == Type::DGRAM {
-        socket.bind(&any.into())?;
+    if local.port() != 0 || !local.ip().is_unspecified() || kind == Type::DGRAM {
+        socket.bind(&local.into())?;
     }
     Ok(socket)
 }

@@ -8,8 +8,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use proxy_tests::{
     lab::{
-        Answer, Connection, Family, FrontendKind, Lab, PATIENCE, Policy, RequestError, Service, UdpClient, address,
-        wait_until,
+        Answer, Connection, Family, FrontendKind, Lab, PATIENCE, Policy, Protocol, RequestError, Service, UdpClient,
+        address::OUTSIDE, wait_until,
     },
     require_root,
 };
@@ -238,13 +238,54 @@ fn rule_3_10_source_ranges_hold_for_processes_of_the_host() -> Result<()> {
     })
 }
 
+/// behaviour.md 6.1: a client is its address. Packets from outside have chosen an endpoint; then the node gets the client's address,
+/// and a process of the host that uses it is given the same one by the socket hooks.
+fn sockets_share_what_packets_chose(lab: &Lab, service: &Service) -> Result<()> {
+    let ways = || {
+        Family::ALL
+            .into_iter()
+            .flat_map(|family| [(family, Protocol::Tcp), (family, Protocol::Udp)])
+    };
+    let frontend = |kind, family, protocol: Protocol| {
+        let port = protocol.to_string().to_lowercase();
+        service.frontend_of(kind, family, &port, lab.node("node-a"))
+    };
+    let chosen = ways()
+        .map(|(family, protocol)| {
+            let to = frontend(FrontendKind::LoadBalancer, family, protocol);
+            Ok(lab.request("outside", protocol, to)?.backend)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    lab.namespace("node-a").ip(&format!(
+        "addr add {}/32 dev lo\naddr add {}/128 dev lo nodad\n",
+        OUTSIDE.v4, OUTSIDE.v6
+    ))?;
+    for ((family, protocol), first) in ways().zip(chosen) {
+        let (local, to) = (
+            OUTSIDE.with_port(family, 0),
+            frontend(FrontendKind::ClusterIp, family, protocol),
+        );
+        let answer = lab.namespace("node-a").run(|| match protocol {
+            Protocol::Tcp => Connection::open_at(local, to)?.ask(),
+            _ => UdpClient::bind_at(local)?.ask(to),
+        });
+        let answer = answer.with_context(|| format!("from {local} to {to}, {protocol}"))?;
+        ensure!(answer.backend == first, "{local}, {protocol}: {answer:?} after {first}");
+    }
+    Ok(())
+}
+
 /// behaviour.md 6.1: a process of the host keeps its endpoint, over all its sockets and by every frontend.
 #[test]
 fn rule_6_1_processes_of_the_host_keep_their_endpoint() -> Result<()> {
     require_root!();
     cluster().run(|lab| {
         let service = expose(lab, "web", 1, &["near", "far", "node-b"])?.affinity(Duration::from_secs(1000));
-        lab.apply(&service)?;
+        // Their answers come back wherever the client's address is.
+        let here = expose(lab, "here", 2, &["near", "client", "node-a"])?.affinity(Duration::from_secs(1000));
+        for service in [&service, &here] {
+            lab.apply(service)?;
+        }
         let _agents = start_agents(lab)?;
         for family in Family::ALL {
             for port in ["tcp", "udp"] {
@@ -266,7 +307,7 @@ fn rule_6_1_processes_of_the_host_keep_their_endpoint() -> Result<()> {
                 }
             }
         }
-        Ok(())
+        sockets_share_what_packets_chose(lab, &here)
     })
 }
 
@@ -305,10 +346,7 @@ fn other_traffic_of_processes_is_left_alone() -> Result<()> {
         lab.serve("outside", PORT)?;
         let _agents = start_agents(lab)?;
         for family in Family::ALL {
-            for (name, addresses) in [
-                ("node-a", lab.node("node-a").addresses()),
-                ("outside", address::OUTSIDE),
-            ] {
+            for (name, addresses) in [("node-a", lab.node("node-a").addresses()), ("outside", OUTSIDE)] {
                 let to = addresses.with_port(family, PORT);
                 ask_every_way(lab, "node-a", to, |answer| answer.backend == name)?;
             }
