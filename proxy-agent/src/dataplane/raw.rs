@@ -100,6 +100,7 @@ struct MapCreate {
     key_size: u32,
     value_size: u32,
     max_entries: u32,
+    map_flags: u32,
 }
 
 /// Beginning of `struct bpf_map_info`.
@@ -459,6 +460,7 @@ impl BytesMap {
             key_size: 4,
             value_size,
             max_entries: 1,
+            map_flags: 0,
         };
         // SAFETY: `MapCreate` is the beginning of `union bpf_attr` for the command and holds no pointers.
         let fd = unsafe { bpf(BPF_MAP_CREATE, &mut attributes)? };
@@ -601,3 +603,6 @@ pub(super) fn to_bytes<T: Plain>(value: &T) -> Vec<u8> {
     // SAFETY: a `Plain` type has no padding, so all its bytes are initialized.
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }.to_vec()
 }
+
+#[cfg(test)]
+mod tests;
