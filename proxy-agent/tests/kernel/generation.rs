@@ -141,6 +141,55 @@ fn a_table_of_another_size_keeps_flows_counters_and_ids() {
     }
 }
 
+/// What may be given up for a new flow when the table is full is known right away, that used least recently first; more than half
+/// of a table's entries can't be clients' halves.
+#[test]
+fn flows_that_may_be_given_up_are_carried_in_order() {
+    let sandbox = sandbox!();
+    sandbox.add_pod("pod1");
+    serve(&mut open(&sandbox, 1024));
+    let mut tables = kernel::open(&sandbox.pin()).expect("tables");
+    let seen = history::SEEN;
+    for (port, age, history) in [
+        (40_000, 5, seen),
+        (40_001, 60, seen),
+        (40_002, 90, seen | history::CONFIRMED),
+        (40_003, 20, seen | history::CONFIRMED | history::RST),
+    ] {
+        let [(key, value), (twin_key, twin)] = flow(port);
+        let last_seen = value.last_seen.saturating_sub(age);
+        let value = FlowValue {
+            last_seen,
+            history,
+            ..value
+        };
+        tables.v4.flows.insert(&key, &value).expect("room");
+        tables.v4.flows.insert(&twin_key, &twin).expect("room");
+    }
+    drop(tables);
+
+    for size in [2048, 4] {
+        let mut dataplane = open(&sandbox, size);
+        serve(&mut dataplane);
+        let tables = kernel::open(&sandbox.pin()).expect("tables");
+        let ends = tables.v4.opening_ends.get(&0).expect("ends").expect("an array");
+        let opening = |number: u64| {
+            let number = u32::try_from(number).expect("few");
+            let opening = tables.v4.openings.get(&number).expect("openings").expect("an array");
+            opening.key().source_port
+        };
+        let ports: Vec<_> = (ends.tail..ends.head).map(opening).collect();
+        let expected = [40_001, 40_003, 40_000];
+        let held = usize::try_from(layout::opening_slots(size))
+            .expect("few")
+            .min(expected.len());
+        assert_eq!(ports, expected[expected.len() - held..], "{size} entries");
+        if size > 4 {
+            take_over(&sandbox, &mut dataplane);
+        }
+    }
+}
+
 /// Flows for which there is no room go on in the old table.
 #[test]
 fn flows_that_do_not_fit_stay_until_there_is_room() {

@@ -18,6 +18,7 @@ use super::{
     Generation, Previous,
     carry::{self, Reach},
     flows::{self, Pass},
+    openings,
 };
 use crate::dataplane::{
     hook::Place,
@@ -119,6 +120,7 @@ impl Handover {
             older = older.previous();
         }
         self.admit(programmer, now)?;
+        openings::carry(self.previous.leader(), &self.own)?;
         carry::affinity(self.previous.leader(), &self.own)?;
         carry::counters(self.previous.leader(), &self.own)?;
         set_word(&self.own, LEADS)?;

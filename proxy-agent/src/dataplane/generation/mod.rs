@@ -25,6 +25,7 @@ pub(super) mod carry;
 mod flows;
 pub(super) mod handover;
 mod heal;
+mod openings;
 mod record;
 
 use std::{
