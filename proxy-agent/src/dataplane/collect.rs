@@ -36,6 +36,8 @@ pub struct FlowUsage {
     pub removed: u64,
     /// A table is more than three quarters full
     pub is_pressed: bool,
+    /// Entries that there is room for until it is so, by family
+    pub ease: [u64; 2],
 }
 
 /// Removes old flows from the tables.
@@ -97,6 +99,7 @@ impl Collector {
         usage.is_pressed = left
             .iter()
             .any(|(entries, max_entries)| is_pressed(*entries, *max_entries));
+        usage.ease = left.map(|(entries, max_entries)| (u64::from(max_entries) * PRESSURE / 4).saturating_sub(entries));
         Ok(usage)
     }
 

@@ -180,7 +180,8 @@ impl Dataplane {
             programmer,
             collection: Collection::start(
                 Collector::new(tables()?, options.timeouts).observed(options.observer.clone()),
-                SocketAborter::new(kernel::open(&options.pin)?, options.sockets.mode == cgroup::Mode::All),
+                SocketAborter::new(kernel::open(&options.pin)?, options.sockets.mode),
+                kernel::open(&options.pin)?,
                 options.collect_interval,
                 now,
             )?,
@@ -214,7 +215,10 @@ impl Dataplane {
             self.takeover.look(now);
             self.settle_takeover(now);
         }
-        self.purge();
+        // Even if there is nothing: what comes later is new.
+        let serving = self.programmer.take_changed_serving();
+        self.takeover.purge(&serving);
+        self.collection.purge(serving, now);
     }
 
     /// Writes what follows from how far the takeover is.
@@ -232,15 +236,15 @@ impl Dataplane {
     /// Makes the tables hold exactly these frontends of the Services named, none for one that is gone.
     pub fn apply(&mut self, changes: BTreeMap<ObjectName, Vec<Frontend>>, now: Duration) {
         self.programmer.apply(changes, now);
-        self.purge();
+        self.purge(now);
     }
 
     /// Removes the flows to endpoints that serve no more, after new flows go elsewhere (behaviour.md 7.8).
-    fn purge(&mut self) {
+    fn purge(&mut self, now: Duration) {
         let changed = self.programmer.take_changed_serving();
         if !changed.is_empty() {
             self.takeover.purge(&changed);
-            self.collection.purge(changed);
+            self.collection.purge(changed, now);
         }
     }
 
@@ -315,7 +319,7 @@ impl Dataplane {
         if self.takeover.tick(now) {
             self.settle_takeover(now);
         }
-        self.purge();
+        self.purge(now);
         if !self.device_problems.is_empty() {
             self.sync_edges(now);
         } else if !self.socket_problems.is_empty() {
@@ -348,7 +352,7 @@ impl Dataplane {
         let reconciled = kernel::open_observed(&self.options.pin, &self.options.observer)
             .and_then(|tables| Ok(self.programmer.reconcile(tables, plan, now)?));
         self.options.observer.compared(began.elapsed());
-        self.purge();
+        self.purge(now);
         match reconciled {
             Ok(differences) => {
                 self.reconciled += differences.len() as u64;
@@ -429,7 +433,7 @@ impl Dataplane {
             self.settle_takeover(now);
         }
         self.programmer.tell_serving_again();
-        self.purge();
+        self.purge(now);
         Ok(())
     }
 }

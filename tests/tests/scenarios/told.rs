@@ -128,6 +128,31 @@ fn rule_4_2_connected_sockets_without_an_endpoint_are_told_of_one() -> Result<()
             lab.namespace("node-a").run(|| client.connect(to))?;
             ensure!(answers(&mut client, to)? == "near", "connected to {to} again");
         }
-        Ok(())
+        late_services_are_told(lab)
     })
+}
+
+/// behaviour.md 7.3: a socket that was connected to what became a frontend only then. (Its packets would reach nobody ever after.)
+fn late_services_are_told(lab: &Lab) -> Result<()> {
+    let late = expose(lab, "late", 2, &["near"])?;
+    let kinds = [
+        FrontendKind::ClusterIp,
+        FrontendKind::LoadBalancer,
+        FrontendKind::NodePort,
+    ];
+    let mut clients = Vec::new();
+    for (family, kind) in Family::ALL
+        .into_iter()
+        .flat_map(|family| kinds.map(|kind| (family, kind)))
+    {
+        let to = late.frontend_of(kind, family, "udp", lab.node("node-a"));
+        clients.push((connected(lab, "node-a", to)?, to));
+    }
+    lab.apply(&late)?;
+    for (client, to) in &mut clients {
+        ensure_told(client).with_context(|| format!("connected to {to} too early"))?;
+        lab.namespace("node-a").run(|| client.connect(*to))?;
+        ensure!(answers(client, *to)? == "near", "connected to {to} again");
+    }
+    Ok(())
 }

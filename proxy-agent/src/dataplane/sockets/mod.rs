@@ -5,6 +5,7 @@
 //! (behaviour.md 7). TCP is left alone (7.1), and so is every socket that no hook has translated.
 
 mod diagnosis;
+mod late;
 mod namespace;
 
 use std::{collections::HashMap, io, mem, net::SocketAddr};
@@ -16,9 +17,13 @@ use proxy_common::{
 
 pub(super) use self::diagnosis::can_abort;
 
-use self::diagnosis::Diagnosis;
+use self::{
+    diagnosis::Diagnosis,
+    late::{Directory, Frontends, Known},
+};
 use super::{
     address::Address,
+    cgroup::Mode,
     stale::Serving,
     table::{BoxedTable, Table, TableError, Tables},
 };
@@ -30,19 +35,25 @@ type Connected = HashMap<u64, SocketAddr>;
 pub struct SocketAborter {
     v4: BoxedTable<SocketKey<[u8; 4]>, SocketValue<[u8; 4]>>,
     v6: BoxedTable<SocketKey<[u8; 16]>, SocketValue<[u8; 16]>>,
-    /// Whether sockets in other network namespaces than the agent's are served
-    everywhere: bool,
+    directory_v4: Directory<[u8; 4]>,
+    directory_v6: Directory<[u8; 16]>,
+    known: Known,
+    /// Whose sockets are served
+    mode: Mode,
     /// Whether it was told that the kernel can't
     told: bool,
 }
 
 impl SocketAborter {
-    /// For the sockets in these tables; `everywhere` if some may be in other network namespaces than the agent's.
-    pub fn new(tables: Tables, everywhere: bool) -> Self {
+    /// For the sockets in these tables, which are served in this mode.
+    pub fn new(tables: Tables, mode: Mode) -> Self {
         Self {
             v4: tables.v4.sockets,
             v6: tables.v6.sockets,
-            everywhere,
+            directory_v4: Directory::new(tables.v4.services, tables.v4.addresses),
+            directory_v6: Directory::new(tables.v6.services, tables.v6.addresses),
+            known: Known::default(),
+            mode,
             told: false,
         }
     }
@@ -59,12 +70,31 @@ impl SocketAborter {
             Ok(stale) => self.abort(stale),
             Err(error) => tracing::warn!(%error, "cannot read which sockets are connected to endpoints"),
         }
+        self.abort_late(serving);
+    }
+
+    /// Aborts the sockets of the host that are connected to a frontend as it is: there was none when they were. Packets of pods are
+    /// served at the edge in any case.
+    fn abort_late(&mut self, serving: &Serving) {
+        let new = self.known.take_new(serving);
+        if new.is_empty() || self.mode == Mode::Off {
+            return;
+        }
+        let mut frontends = Frontends::default();
+        let read = self.directory_v4.add(&new, &mut frontends);
+        if let Err(error) = read.and_then(|()| self.directory_v6.add(&new, &mut frontends)) {
+            tracing::warn!(%error, "cannot read which frontends sockets may be connected to");
+            return;
+        }
+        let serves = |remote: &SocketAddr| serving.values().any(|endpoints| endpoints.contains(remote));
+        let outcome = abort_where(|socket| frontends.hold(&socket.remote) && !serves(&socket.remote));
+        self.tell(outcome.map(drop));
     }
 
     fn abort(&mut self, mut stale: Connected) {
         let connected = stale.len();
         let mut outcome = abort_here(&mut stale);
-        if self.everywhere && !stale.is_empty() {
+        if self.mode == Mode::All && !stale.is_empty() {
             namespace::visit_others(|| {
                 let here = abort_here(&mut stale);
                 if outcome.is_ok() {
@@ -77,6 +107,11 @@ impl SocketAborter {
         if aborted > 0 {
             tracing::debug!(aborted, "UDP sockets told that their endpoint serves no more");
         }
+        self.tell(outcome);
+    }
+
+    /// Tells, once, that the kernel can't.
+    fn tell(&mut self, outcome: io::Result<()>) {
         if let Err(error) = outcome
             && !mem::replace(&mut self.told, true)
         {
@@ -91,17 +126,24 @@ impl SocketAborter {
 
 /// Aborts those sockets of the calling thread's network namespace that are connected so; takes them out of `stale`.
 fn abort_here(stale: &mut Connected) -> io::Result<()> {
+    for cookie in abort_where(|socket| stale.get(&socket.cookie) == Some(&socket.remote))? {
+        stale.remove(&cookie);
+    }
+    Ok(())
+}
+
+/// Aborts the connected UDP sockets of the calling thread's network namespace that are `wanted`; gives their cookies.
+fn abort_where(wanted: impl Fn(&diagnosis::UdpSocket) -> bool) -> io::Result<Vec<u64>> {
     let diagnosis = Diagnosis::begin()?;
-    let is_stale = |socket: &diagnosis::UdpSocket| stale.get(&socket.cookie) == Some(&socket.remote);
-    for socket in diagnosis.connected_udp(is_stale)? {
-        match diagnosis.abort(&socket) {
+    let sockets = diagnosis.connected_udp(wanted)?;
+    for socket in &sockets {
+        match diagnosis.abort(socket) {
             // Closed meanwhile, or connected elsewhere.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             outcome => outcome?,
         }
-        stale.remove(&socket.cookie);
     }
-    Ok(())
+    Ok(sockets.into_iter().map(|socket| socket.cookie).collect())
 }
 
 /// The sockets of a table that are connected to endpoints which serve no more. Their entries are removed.
