@@ -64,10 +64,10 @@ fn pages_lead_to_each_other() {
     let server = with_services(&["a", "b", "c"]);
     let first = get(&server, "/api/v1/services?limit=2");
     assert!(
-        first.contains(r#""continue":"4/default/b""#) && first.contains(r#""remainingItemCount":1"#),
+        first.contains(r#""continue":"5/default/b""#) && first.contains(r#""remainingItemCount":1"#),
         "{first}"
     );
-    let second = get(&server, "/api/v1/services?limit=2&continue=4%2Fdefault%2Fb");
+    let second = get(&server, "/api/v1/services?limit=2&continue=5%2Fdefault%2Fb");
     assert!(
         second.contains(r#""name":"c""#) && !second.contains(r#""continue""#),
         "{second}"

@@ -115,9 +115,10 @@ impl InputArgs {
     pub fn plan(&self) -> Result<Input> {
         let config = self.config(|warning| eprintln!("{warning}"))?;
         let directory = self.manifests.as_ref().context("--manifests DIR is missing")?;
-        let mut model = Model::new(self.node_name(&config)?);
-        let events =
-            manifests::read(directory).with_context(|| format!("manifests {}: can't be read", directory.display()))?;
+        let node_name = self.node_name(&config)?;
+        let mut model = Model::new(node_name.clone());
+        let events = manifests::read(directory, &node_name)
+            .with_context(|| format!("manifests {}: can't be read", directory.display()))?;
         for event in events {
             model.apply(event);
         }
@@ -141,7 +142,7 @@ impl InputArgs {
         let node_name = self.node_name(&config)?;
         let mut model = Model::new(node_name.clone());
         if let Some(directory) = &self.manifests {
-            let events = manifests::read(directory)
+            let events = manifests::read(directory, &node_name)
                 .with_context(|| format!("manifests {}: can't be read", directory.display()))?;
             for event in events {
                 model.apply(event);

@@ -107,7 +107,7 @@ impl RunArgs {
         let source: Pin<Box<dyn Future<Output = ()> + Send>>;
         let recorder;
         if let Some(directory) = self.input.manifests.clone() {
-            source = Box::pin(manifests::watch(directory, sender));
+            source = Box::pin(manifests::watch(directory, node_name.clone(), sender));
             recorder = Recorder::without_cluster();
         } else {
             let kubernetes = Kubernetes::new(self.kubeconfig(&config), node_name.clone()).await?;

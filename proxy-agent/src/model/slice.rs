@@ -2,9 +2,11 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use k8s_openapi::api::discovery::v1 as api;
+use k8s_openapi::{api::discovery::v1 as api, jiff::Timestamp};
 
-use super::{Family, Protocol, address::parse_ip_of, object::Complaints, protocol::parse_port, selection::is_selected};
+use super::{
+    Family, Protocol, address::parse_ip_of, object::Complaints, protocol::parse_port, selection::is_selected, trigger,
+};
 
 /// Names the Service that a slice belongs to.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -70,16 +72,20 @@ pub enum NodeHint {
     Here,
 }
 
-/// Name of the Service that a slice belongs to, and the slice.
-pub(super) type OwnedSlice = (String, Slice);
+/// A slice and what it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnedSlice {
+    /// Name of its Service, which is in the same namespace
+    pub service: String,
+    /// When the change was made that it was written for last, if it says so (behaviour.md 9.8)
+    pub triggered: Option<Timestamp>,
+    /// The slice
+    pub slice: Slice,
+}
 
-impl Slice {
+impl OwnedSlice {
     /// Reads an object; `None` for one that isn't this proxy's (behaviour.md 1.1, 1.9, 1.10).
-    pub(super) fn parse(
-        object: &api::EndpointSlice,
-        node_name: &str,
-        complaints: &mut Complaints,
-    ) -> Option<OwnedSlice> {
+    pub(super) fn parse(object: &api::EndpointSlice, node_name: &str, complaints: &mut Complaints) -> Option<Self> {
         if !is_selected(&object.metadata) {
             return None;
         }
@@ -104,12 +110,16 @@ impl Slice {
                 return None;
             }
         };
-        let slice = Self {
+        let slice = Slice {
             family,
             ports: parse_ports(object.ports.as_deref().unwrap_or_default(), complaints),
             endpoints: parse_endpoints(&object.endpoints, family, node_name, complaints),
         };
-        Some((service.clone(), slice))
+        Some(Self {
+            service: service.clone(),
+            triggered: trigger::time_of(&object.metadata),
+            slice,
+        })
     }
 }
 

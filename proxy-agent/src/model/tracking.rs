@@ -7,23 +7,15 @@ use std::{
 };
 
 use ipnet::IpNet;
-use k8s_openapi::{
-    Metadata,
-    api::{core::v1 as core, discovery::v1::EndpointSlice, networking::v1::ServiceCIDR},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-    jiff::Timestamp,
-};
+use k8s_openapi::jiff::Timestamp;
 
-use super::{
-    Family, Node, ObjectName, Problem, Service, Slice, object::Complaints, service_range, slice::OwnedSlice,
-    trigger::TriggerTimes,
-};
+use super::{Family, Node, ObjectName, OwnedSlice, Problem, Reading, Service, Slice, trigger::TriggerTimes};
 use crate::source::{Change, Event};
 
 /// What a source said so far.
 ///
-/// One changed object costs O(its Service), whatever the number of Services.
-#[derive(Debug)]
+/// One changed object costs O(its Service), whatever the number of Services. A copy shares what was read of the objects.
+#[derive(Clone, Debug)]
 pub struct Model {
     node_name: String,
     node: Node,
@@ -49,11 +41,40 @@ pub struct Model {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Entry {
     service: Option<Arc<Service>>,
-    slices: BTreeMap<String, Arc<Slice>>,
+    slices: Slices,
+}
+
+/// The slices of a Service, in order of their names. Nearly all Services have one or two: a tree would take more than these.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Slices(Vec<(Box<str>, Arc<Slice>)>);
+
+impl Slices {
+    fn place(&self, name: &str) -> Result<usize, usize> {
+        self.0.binary_search_by(|(known, _)| (**known).cmp(name))
+    }
+
+    /// Sets a slice, and says whether it is another than before.
+    fn set(&mut self, name: &str, slice: Slice) -> bool {
+        match self.place(name) {
+            Ok(index) if *self.0[index].1 == slice => return false,
+            Ok(index) => self.0[index].1 = Arc::new(slice),
+            Err(index) => {
+                self.0.reserve_exact(1);
+                self.0.insert(index, (name.into(), Arc::new(slice)));
+            }
+        }
+        true
+    }
+
+    fn remove(&mut self, name: &str) {
+        if let Ok(index) = self.place(name) {
+            self.0.remove(index);
+        }
+    }
 }
 
 /// What changed since the last look.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Pending {
     Everything,
     /// The entries that were touched, as they were at the last look
@@ -78,13 +99,13 @@ pub struct ServiceView<'a> {
     pub name: &'a ObjectName,
     /// The Service
     pub service: &'a Service,
-    slices: &'a BTreeMap<String, Arc<Slice>>,
+    slices: &'a Slices,
 }
 
 impl<'a> ServiceView<'a> {
     /// Its slices, in order of their names.
     pub fn slices(self) -> impl Iterator<Item = &'a Slice> {
-        self.slices.values().map(Arc::as_ref)
+        self.slices.0.iter().map(|(_, slice)| slice.as_ref())
     }
 }
 
@@ -240,30 +261,31 @@ impl Model {
     }
 
     /// Applies a change of one kind; `known` lists the objects of the kind, `apply` takes in one of them, or `None` for
-    /// one that is gone.
-    fn change<T: Metadata<Ty = ObjectMeta>>(
+    /// one that is gone or of no concern, which is the same (behaviour.md 1.1).
+    fn change<T>(
         &mut self,
-        change: Change<T>,
+        change: Change<Reading<T>>,
         kind: &'static str,
         known: impl FnOnce(&Self) -> Vec<ObjectName>,
-        apply: fn(&mut Self, &ObjectName, Option<&T>, &mut Complaints),
+        apply: fn(&mut Self, &ObjectName, Option<T>),
     ) {
-        let set = |model: &mut Self, name: ObjectName, object: Option<&T>| {
-            let mut complaints = Complaints::about(kind, &name);
-            apply(model, &name, object, &mut complaints);
-            let problems = complaints.into_problems();
-            if problems.is_empty() {
-                model.object_problems.remove(&(kind, name));
+        let delete = |model: &mut Self, name: ObjectName| {
+            apply(model, &name, None);
+            model.object_problems.remove(&(kind, name));
+        };
+        let set = |model: &mut Self, object: Reading<T>| {
+            apply(model, &object.name, object.content);
+            if object.problems.is_empty() {
+                model.object_problems.remove(&(kind, object.name));
             } else {
-                model.object_problems.insert((kind, name), problems);
+                model.object_problems.insert((kind, object.name), object.problems);
             }
         };
         match change {
-            Change::Apply(object) => set(self, ObjectName::of(object.metadata()), Some(&object)),
-            Change::Delete(name) => set(self, name, None),
+            Change::Apply(object) => set(self, *object),
+            Change::Delete(name) => delete(self, name),
             Change::Replace(objects) => {
-                let listed: HashSet<ObjectName> =
-                    objects.iter().map(|object| ObjectName::of(object.metadata())).collect();
+                let listed: HashSet<&ObjectName> = objects.iter().map(|object| &object.name).collect();
                 let with_problem = self
                     .object_problems
                     .keys()
@@ -271,18 +293,18 @@ impl Model {
                     .map(|(_, name)| name.clone());
                 let mut gone: HashSet<ObjectName> = with_problem.collect();
                 gone.extend(known(self));
-                for name in gone.into_iter().filter(|name| !listed.contains(name)) {
-                    set(self, name, None);
+                gone.retain(|name| !listed.contains(name));
+                for name in gone {
+                    delete(self, name);
                 }
                 for object in objects {
-                    set(self, ObjectName::of(object.metadata()), Some(&object));
+                    set(self, object);
                 }
             }
         }
     }
 
-    fn apply_service(&mut self, name: &ObjectName, object: Option<&core::Service>, complaints: &mut Complaints) {
-        let service = object.and_then(|object| Service::parse(object, complaints));
+    fn apply_service(&mut self, name: &ObjectName, service: Option<Service>) {
         self.edit(name, |entry| {
             if entry.service.as_deref() != service.as_ref() {
                 entry.service = service.map(Arc::new);
@@ -290,14 +312,14 @@ impl Model {
         });
     }
 
-    fn apply_slice(&mut self, name: &ObjectName, object: Option<&EndpointSlice>, complaints: &mut Complaints) {
-        let parsed = object.and_then(|object| Slice::parse(object, &self.node_name, complaints));
+    fn apply_slice(&mut self, name: &ObjectName, object: Option<OwnedSlice>) {
         let owner_before = self.owners.get(name).cloned();
-        let owner_now = parsed.as_ref().map(|(service, _)| service.clone());
-        if let (Some(service), None) = (&owner_before, object) {
+        if let (Some(service), None) = (&owner_before, &object) {
             self.trigger_times.gone(&sibling(name, service.clone()));
         }
-        if owner_before != owner_now {
+        let owner_now = object.as_ref().map(|object| &object.service);
+        if owner_before.as_ref() != owner_now {
+            let owner_now = owner_now.cloned();
             if let Some(service) = owner_before {
                 self.owners.remove(name);
                 self.edit(&sibling(name, service), |entry| {
@@ -308,37 +330,38 @@ impl Model {
                 self.owners.insert(name.clone(), service);
             }
         }
-        let Some((service, slice)): Option<OwnedSlice> = parsed else {
+        let Some(OwnedSlice {
+            service,
+            triggered,
+            slice,
+        }) = object
+        else {
             return;
         };
         let owner = sibling(name, service);
         let family = slice.family;
         let mut differs = false;
         self.edit(&owner, |entry| {
-            differs = entry.slices.get(&name.name).map(Arc::as_ref) != Some(&slice);
-            if differs {
-                entry.slices.insert(name.name.clone(), Arc::new(slice));
-            }
+            differs = entry.slices.set(&name.name, slice);
         });
-        if let Some(object) = object.filter(|_| differs) {
-            self.trigger_times.changed(owner, family, object);
+        if let Some(time) = triggered.filter(|_| differs) {
+            self.trigger_times.changed(owner, family, time);
         }
     }
 
-    fn apply_node(&mut self, name: &ObjectName, object: Option<&core::Node>, complaints: &mut Complaints) {
+    fn apply_node(&mut self, name: &ObjectName, object: Option<Node>) {
         if name.name != self.node_name {
             return;
         }
-        let node = object.map(|object| Node::parse(object, complaints)).unwrap_or_default();
+        let node = object.unwrap_or_default();
         if node != self.node {
             self.node = node;
             self.pending = Pending::Everything;
         }
     }
 
-    fn apply_service_range(&mut self, name: &ObjectName, object: Option<&ServiceCIDR>, complaints: &mut Complaints) {
-        if let Some(object) = object {
-            let ranges = service_range::parse(object, complaints);
+    fn apply_service_range(&mut self, name: &ObjectName, ranges: Option<Vec<IpNet>>) {
+        if let Some(ranges) = ranges {
             self.service_ranges.insert(name.clone(), ranges);
         } else {
             self.service_ranges.remove(name);
@@ -354,7 +377,7 @@ impl Model {
             before.insert(name.clone(), entry.clone());
         }
         edit(entry);
-        if entry.service.is_none() && entry.slices.is_empty() {
+        if entry.service.is_none() && entry.slices.0.is_empty() {
             self.entries.remove(name);
         }
     }

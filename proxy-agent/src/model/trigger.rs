@@ -2,15 +2,20 @@
 
 use std::collections::HashMap;
 
-use k8s_openapi::{api::discovery::v1 as api, jiff::Timestamp};
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp};
 
 use super::{Family, ObjectName};
 
 /// Says when the change happened that an EndpointSlice was written for.
 const ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
+/// The time that an EndpointSlice tells. One that can't be read says nothing.
+pub(super) fn time_of(slice: &ObjectMeta) -> Option<Timestamp> {
+    slice.annotations.as_ref()?.get(ANNOTATION)?.parse().ok()
+}
+
 /// The times of changes that haven't been taken yet, by Service.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct TriggerTimes {
     /// Older changes are none that this process could have written in time; nothing is noted without it
     since: Option<Timestamp>,
@@ -23,16 +28,9 @@ impl TriggerTimes {
         self.since = Some(since);
     }
 
-    /// A slice of a Service is another now. One without a time that can be read says nothing.
-    pub(super) fn changed(&mut self, service: ObjectName, family: Family, slice: &api::EndpointSlice) {
-        let Some(since) = self.since else { return };
-        let annotation = slice
-            .metadata
-            .annotations
-            .as_ref()
-            .and_then(|annotations| annotations.get(ANNOTATION));
-        let time = annotation.and_then(|text| text.parse::<Timestamp>().ok());
-        if let Some(time) = time.filter(|time| *time > since) {
+    /// A slice of a Service is another now, which says when that was made.
+    pub(super) fn changed(&mut self, service: ObjectName, family: Family, time: Timestamp) {
+        if self.since.is_some_and(|since| time > since) {
             self.times.entry(service).or_default().push((family, time));
         }
     }
@@ -52,10 +50,15 @@ impl TriggerTimes {
 mod tests {
     use super::*;
 
-    fn slice(time: &str) -> api::EndpointSlice {
-        let mut slice = api::EndpointSlice::default();
-        slice.metadata.annotations = Some([(ANNOTATION.to_owned(), time.to_owned())].into());
-        slice
+    fn metadata(time: &str) -> ObjectMeta {
+        ObjectMeta {
+            annotations: Some([(ANNOTATION.to_owned(), time.to_owned())].into()),
+            ..ObjectMeta::default()
+        }
+    }
+
+    fn time(text: &str) -> Timestamp {
+        time_of(&metadata(text)).expect("a time")
     }
 
     fn name(name: &str) -> ObjectName {
@@ -69,16 +72,19 @@ mod tests {
     #[test]
     fn rule_9_8_each_change_after_the_start_counts() {
         let mut times = TriggerTimes::default();
-        times.changed(name("web"), Family::V4, &slice("2026-01-01T00:00:09Z"));
+        times.changed(name("web"), Family::V4, time("2026-01-01T00:00:09Z"));
         assert_eq!(times.take(), [], "nobody asked");
         times.since("2026-01-01T00:00:05Z".parse().unwrap());
-        for time in ["2026-01-01T00:00:04.9Z", "2026-01-01T00:00:05Z", "yesterday", ""] {
-            times.changed(name("web"), Family::V4, &slice(time));
+        for text in ["2026-01-01T00:00:04.9Z", "2026-01-01T00:00:05Z"] {
+            times.changed(name("web"), Family::V4, time(text));
         }
-        times.changed(name("web"), Family::V4, &api::EndpointSlice::default());
         assert_eq!(times.take(), []);
-        for time in ["2026-01-01T00:00:05.000000001Z", "2026-01-01T01:00:06+01:00"] {
-            times.changed(name("web"), Family::V6, &slice(time));
+        for text in ["yesterday", ""] {
+            assert_eq!(time_of(&metadata(text)), None, "{text}");
+        }
+        assert_eq!(time_of(&ObjectMeta::default()), None);
+        for text in ["2026-01-01T00:00:05.000000001Z", "2026-01-01T01:00:06+01:00"] {
+            times.changed(name("web"), Family::V6, time(text));
         }
         let taken: Vec<_> = times.take().into_iter().map(|(_, time)| time.to_string()).collect();
         assert_eq!(taken, ["2026-01-01T00:00:05.000000001Z", "2026-01-01T00:00:06Z"]);
@@ -90,8 +96,8 @@ mod tests {
     fn rule_9_8_a_deletion_discards() {
         let mut times = TriggerTimes::default();
         times.since(Timestamp::UNIX_EPOCH);
-        times.changed(name("web"), Family::V4, &slice("2026-01-01T00:00:06Z"));
-        times.changed(name("api"), Family::V4, &slice("2026-01-01T00:00:07Z"));
+        times.changed(name("web"), Family::V4, time("2026-01-01T00:00:06Z"));
+        times.changed(name("api"), Family::V4, time("2026-01-01T00:00:07Z"));
         times.gone(&name("web"));
         let [(Family::V4, left)] = times.take()[..] else {
             panic!("one is left")

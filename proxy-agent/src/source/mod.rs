@@ -5,13 +5,9 @@
 
 pub mod manifests;
 
-use k8s_openapi::api::{
-    core::v1::{Node, Service},
-    discovery::v1::EndpointSlice,
-    networking::v1::ServiceCIDR,
-};
+use ipnet::IpNet;
 
-use crate::model::ObjectName;
+use crate::model::{Kind, Node, ObjectName, OwnedSlice, Reading, Service};
 
 pub mod kubernetes;
 
@@ -19,13 +15,13 @@ pub mod kubernetes;
 #[derive(Clone, Debug)]
 pub enum Event {
     /// Services changed
-    Service(Change<Service>),
+    Service(Change<Reading<Service>>),
     /// EndpointSlices changed
-    EndpointSlice(Change<EndpointSlice>),
+    EndpointSlice(Change<Reading<OwnedSlice>>),
     /// This node's Node object changed
-    Node(Change<Node>),
+    Node(Change<Reading<Node>>),
     /// The ranges that addresses of Services come from changed
-    ServiceCIDR(Change<ServiceCIDR>),
+    ServiceCIDR(Change<Reading<Vec<IpNet>>>),
     /// What is wrong with the input of this origin now (a file, a watch); an empty list takes back what was said before
     Problems {
         /// The file or watch
@@ -48,4 +44,17 @@ pub enum Change<T> {
     Apply(Box<T>),
     /// One object is gone
     Delete(ObjectName),
+}
+
+impl<K: Kind> Change<K> {
+    /// Its objects, read for the node of this name.
+    pub fn read(self, node_name: &str) -> Change<Reading<K::Content>> {
+        match self {
+            Self::Replace(objects) => {
+                Change::Replace(objects.into_iter().map(|object| object.read(node_name)).collect())
+            }
+            Self::Apply(object) => Change::Apply(Box::new(object.read(node_name))),
+            Self::Delete(name) => Change::Delete(name),
+        }
+    }
 }

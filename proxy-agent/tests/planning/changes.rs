@@ -6,7 +6,7 @@ use proxy_agent::{
 };
 use serde_json::json;
 
-use crate::world::{World, name, node, service_object, slice, slice_object, web, web_slice};
+use crate::world::{NODE, World, name, node, service_object, slice, slice_object, web, web_slice};
 
 #[test]
 fn rule_9_1_nothing_is_said_before_both_kinds_are_listed() {
@@ -15,14 +15,16 @@ fn rule_9_1_nothing_is_said_before_both_kinds_are_listed() {
     world.model.apply(node(&json!({})));
     world.model.apply(web("early", "10.96.0.9"));
     assert!(!world.model.is_synced());
-    world
-        .model
-        .apply(Event::Service(Change::Replace(vec![service_object("web", &spec)])));
+    world.model.apply(Event::Service(
+        Change::Replace(vec![service_object("web", &spec)]).read(NODE),
+    ));
     assert!(!world.model.is_synced());
     assert_eq!(world.model.take_changes(), None);
     let ports = json!([{"name": "", "port": 8080}]);
     let slice = slice_object("web-1", "web", "IPv4", &ports, &json!([{"addresses": ["10.0.0.1"]}]));
-    world.model.apply(Event::EndpointSlice(Change::Replace(vec![slice])));
+    world
+        .model
+        .apply(Event::EndpointSlice(Change::Replace(vec![slice]).read(NODE)));
     assert!(world.model.is_synced());
     assert_eq!(world.model.take_changes(), Some(Changes::Everything));
     assert_eq!(world.model.take_changes(), None);
@@ -122,7 +124,9 @@ fn a_list_replaces_all_that_was_there() {
         web_slice("web-1", one),
     ]);
     let spec = json!({"clusterIPs": ["10.96.0.1"], "ports": [{"port": 80}]});
-    let changed = world.apply([Event::Service(Change::Replace(vec![service_object("web", &spec)]))]);
+    let changed = world.apply([Event::Service(
+        Change::Replace(vec![service_object("web", &spec)]).read(NODE),
+    )]);
     assert_eq!(changed, ["ns/other".to_owned()].into());
     assert_eq!(
         world.apply([Event::EndpointSlice(Change::Replace(Vec::new()))]),
@@ -148,6 +152,6 @@ fn another_nodes_object_changes_nothing() {
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": "node-b", "labels": {"topology.kubernetes.io/zone": "zone-b"}},
     }));
-    world.apply([Event::Node(Change::Apply(Box::new(other.expect("a Node"))))]);
+    world.apply([Event::Node(Change::Apply(Box::new(other.expect("a Node"))).read(NODE))]);
     assert_eq!(world.model.node().zone, None);
 }

@@ -4,19 +4,22 @@ use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::apis::meta::v1::Obj
 use proxy_agent::source::{Change, Event};
 use serde_json::json;
 
-use crate::world::{World, name, service, service_object, web};
+use crate::world::{NODE, World, name, service, service_object, web};
 
 /// A Service with port 80 of one address, created in this year.
 fn aged(name: &str, year: u16) -> Event {
     let object = service_object(name, &json!({"clusterIPs": ["10.96.0.1"], "ports": [{"port": 80}]}));
     let time = serde_json::from_value(json!(format!("{year}-01-01T00:00:00Z"))).expect("a time");
-    Event::Service(Change::Apply(Box::new(Service {
-        metadata: ObjectMeta {
-            creation_timestamp: Some(time),
-            ..object.metadata
-        },
-        ..object
-    })))
+    Event::Service(
+        Change::Apply(Box::new(Service {
+            metadata: ObjectMeta {
+                creation_timestamp: Some(time),
+                ..object.metadata
+            },
+            ..object
+        }))
+        .read(NODE),
+    )
 }
 
 fn deleted(service: &str) -> Event {
@@ -102,7 +105,7 @@ fn external(name: &str, year: u16, external_ip: &str, ingress: &str, node_port: 
         "status": {"loadBalancer": {"ingress": [{"ip": ingress}]}},
     }))
     .expect("a Service");
-    Event::Service(Change::Apply(Box::new(service)))
+    Event::Service(Change::Apply(Box::new(service)).read(NODE))
 }
 
 /// Who serves what besides the cluster addresses: `place name`.
@@ -180,7 +183,7 @@ fn a_cluster_address_belongs_to_its_service_however_old_the_other_is() {
         &json!({"clusterIPs": ["10.96.0.2"], "externalIPs": ["10.96.0.1"], "ports": ports}),
     );
     thief.metadata.creation_timestamp = Some(serde_json::from_value(json!("2019-01-01T00:00:00Z")).expect("a time"));
-    let thief = Event::Service(Change::Apply(Box::new(thief)));
+    let thief = Event::Service(Change::Apply(Box::new(thief)).read(NODE));
     let mut world = World::with([thief]);
     assert_eq!(external_owners(&world), ["10.96.0.1:80/TCP thief"]);
     assert_eq!(

@@ -376,7 +376,7 @@ fn rule_2_13_annotations_do_not_choose_endpoints() {
     object.metadata.annotations = Some([("service.kubernetes.io/topology-mode".to_owned(), "Auto".to_owned())].into());
     let world = World::with([
         crate::world::node(&json!({"topology.kubernetes.io/zone": "zone-a"})),
-        Event::Service(proxy_agent::source::Change::Apply(Box::new(object))),
+        Event::Service(proxy_agent::source::Change::Apply(Box::new(object)).read(NODE)),
         web_slice("web-1", endpoints),
     ]);
     assert_eq!(

@@ -10,7 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::world::World;
+use crate::world::{NODE, World};
 
 /// How long a change may take to be noticed on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -25,7 +25,7 @@ fn manifest(name: &str, address: &str) -> String {
 /// What the directory's Services are served at, and what is wrong with it.
 fn read(directory: &Path) -> (Vec<String>, Vec<String>) {
     let mut world = World::unlisted();
-    world.apply(manifests::read(directory).expect("a readable directory"));
+    world.apply(manifests::read(directory, NODE).expect("a readable directory"));
     (addresses(&world), problems(&world, directory))
 }
 
@@ -112,7 +112,7 @@ fn service_ranges_are_read_from_files() {
         ("b.yaml", range("more", "10.97.0.0/16")),
     ]);
     let mut world = World::unlisted();
-    world.apply(manifests::read(directory.path()).expect("a directory"));
+    world.apply(manifests::read(directory.path(), NODE).expect("a directory"));
     let mut ranges: Vec<String> = world.model.service_ranges().map(|range| range.to_string()).collect();
     ranges.sort();
     assert_eq!(ranges, ["10.96.0.0/16", "fd00:96::/112"]);
@@ -193,7 +193,7 @@ impl Watched {
         Self {
             world: World::unlisted(),
             events,
-            task: tokio::spawn(manifests::watch(path.to_owned(), sender)),
+            task: tokio::spawn(manifests::watch(path.to_owned(), NODE.to_owned(), sender)),
             path: path.to_owned(),
         }
     }
@@ -349,7 +349,7 @@ async fn what_can_not_be_read_at_the_start_is_not_taken_for_gone() {
         ("c.yaml", manifest("c", "10.96.0.3")),
     ]);
     let mut before = World::unlisted();
-    before.apply(manifests::read(directory.path()).expect("a readable directory"));
+    before.apply(manifests::read(directory.path(), NODE).expect("a readable directory"));
     // While no agent runs, one file is damaged and another one goes.
     fs::write(directory.path().join("a.yaml"), "kind: [").expect("a file");
     fs::remove_file(directory.path().join("c.yaml")).expect("removed");

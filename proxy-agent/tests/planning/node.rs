@@ -51,10 +51,10 @@ fn node_object(spec: &Value, own: &[&str]) -> Event {
         .iter()
         .map(|address| json!({"type": "InternalIP", "address": address}))
         .collect();
-    let node = serde_json::from_value(json!({
+    let node: Result<k8s_openapi::api::core::v1::Node, _> = serde_json::from_value(json!({
         "apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}, "spec": spec, "status": {"addresses": own},
     }));
-    Event::Node(Change::Apply(Box::new(node.expect("a Node"))))
+    Event::Node(Change::Apply(Box::new(node.expect("a Node"))).read(NODE))
 }
 
 fn local_sources(local_traffic: LocalTraffic, model: &Model) -> LocalSources {
@@ -163,7 +163,7 @@ fn rule_4_7_service_ranges_are_those_of_all_service_cidrs() {
     let changed = world.apply([
         service_range("kubernetes", &["fd00:96::/112", "10.96.0.0/16"]),
         // One that is about to go still has Services.
-        Event::ServiceCIDR(Change::Apply(Box::new(leaving))),
+        Event::ServiceCIDR(Change::Apply(Box::new(leaving)).read(NODE)),
         service_range("c", &["10.96.7.0/24", "everywhere"]),
     ]);
     assert!(changed.is_empty(), "no Service depends on them");
@@ -177,7 +177,7 @@ fn rule_4_7_service_ranges_are_those_of_all_service_cidrs() {
     world.apply([Event::ServiceCIDR(Change::Delete(gone))]);
     assert_eq!(ranges(&world), "10.96.0.0/16 fd00:96::/112");
     let left = service_range_object("d", &["10.98.0.0/16"]);
-    world.apply([Event::ServiceCIDR(Change::Replace(vec![left]))]);
+    world.apply([Event::ServiceCIDR(Change::Replace(vec![left]).read(NODE))]);
     assert_eq!(ranges(&world), "10.98.0.0/16");
     assert_eq!(world.problems(), [""; 0]);
 }

@@ -181,7 +181,7 @@ impl Objects {
         Some(match step.clone() {
             Step::Service(service) => {
                 self.services.insert(service_name(&service), (*service).clone());
-                Event::Service(Change::Apply(service))
+                Event::Service(Change::Apply(service).read(NODE))
             }
             Step::ServiceGone(gone) => {
                 self.services.remove(gone);
@@ -192,11 +192,11 @@ impl Objects {
                     .iter()
                     .map(|service| (service_name(service), service.clone()))
                     .collect();
-                Event::Service(Change::Replace(services))
+                Event::Service(Change::Replace(services).read(NODE))
             }
             Step::Slice(slice) => {
                 self.slices.insert(slice_name(&slice), (*slice).clone());
-                Event::EndpointSlice(Change::Apply(slice))
+                Event::EndpointSlice(Change::Apply(slice).read(NODE))
             }
             Step::SliceGone(gone) => {
                 self.slices.remove(gone);
@@ -204,11 +204,11 @@ impl Objects {
             }
             Step::Slices(slices) => {
                 self.slices = slices.iter().map(|slice| (slice_name(slice), slice.clone())).collect();
-                Event::EndpointSlice(Change::Replace(slices))
+                Event::EndpointSlice(Change::Replace(slices).read(NODE))
             }
             Step::Node(node) => {
                 self.node = Some((*node).clone());
-                Event::Node(Change::Apply(node))
+                Event::Node(Change::Apply(node).read(NODE))
             }
             Step::NodeGone => {
                 self.node = None;
@@ -231,16 +231,16 @@ impl Objects {
         let ranges = self.service_ranges.into_iter();
         world
             .model
-            .apply(Event::Node(Change::Replace(self.node.into_iter().collect())));
+            .apply(Event::Node(Change::Replace(self.node.into_iter().collect()).read(NODE)));
         for (name, range) in ranges {
             world.model.apply(service_range(name, &[range]));
         }
-        world
-            .model
-            .apply(Event::Service(Change::Replace(self.services.into_values().collect())));
-        world.model.apply(Event::EndpointSlice(Change::Replace(
-            self.slices.into_values().collect(),
-        )));
+        world.model.apply(Event::Service(
+            Change::Replace(self.services.into_values().collect()).read(NODE),
+        ));
+        world.model.apply(Event::EndpointSlice(
+            Change::Replace(self.slices.into_values().collect()).read(NODE),
+        ));
         settle(&mut world);
         world
     }
@@ -295,12 +295,12 @@ proptest! {
         node in any_node(),
     ) {
         let mut world = World::empty();
-        world.model.apply(Event::Node(Change::Apply(Box::new(node))));
+        world.model.apply(Event::Node(Change::Apply(Box::new(node)).read(NODE)));
         for service in services {
-            world.model.apply(Event::Service(Change::Apply(Box::new(service))));
+            world.model.apply(Event::Service(Change::Apply(Box::new(service)).read(NODE)));
         }
         for slice in slices {
-            world.model.apply(Event::EndpointSlice(Change::Apply(Box::new(slice))));
+            world.model.apply(Event::EndpointSlice(Change::Apply(Box::new(slice)).read(NODE)));
         }
         settle(&mut world);
         let all: Vec<_> = world.frontends.values().flatten().collect();

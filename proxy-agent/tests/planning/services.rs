@@ -4,18 +4,21 @@ use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::apis::meta::v1::Obj
 use proxy_agent::source::{Change, Event};
 use serde_json::json;
 
-use crate::world::{World, service, service_object, slice, web, web_slice};
+use crate::world::{NODE, World, service, service_object, slice, web, web_slice};
 
 fn labelled(label: Option<&str>) -> Event {
     let object = service_object("web", &json!({"clusterIPs": ["10.96.0.1"], "ports": [{"port": 80}]}));
     let labels = label.map(|label| [(label.to_owned(), String::new())].into());
-    Event::Service(Change::Apply(Box::new(Service {
-        metadata: ObjectMeta {
-            labels,
-            ..object.metadata
-        },
-        ..object
-    })))
+    Event::Service(
+        Change::Apply(Box::new(Service {
+            metadata: ObjectMeta {
+                labels,
+                ..object.metadata
+            },
+            ..object
+        }))
+        .read(NODE),
+    )
 }
 
 #[test]

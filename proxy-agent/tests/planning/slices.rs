@@ -30,13 +30,16 @@ fn one() -> Value {
 fn labelled(labels: &Value) -> Event {
     let object = slice_object("web-1", "web", "IPv4", &ports(), &one());
     let labels = serde_json::from_value(labels.clone()).expect("labels");
-    Event::EndpointSlice(Change::Apply(Box::new(EndpointSlice {
-        metadata: ObjectMeta {
-            labels,
-            ..object.metadata
-        },
-        ..object
-    })))
+    Event::EndpointSlice(
+        Change::Apply(Box::new(EndpointSlice {
+            metadata: ObjectMeta {
+                labels,
+                ..object.metadata
+            },
+            ..object
+        }))
+        .read(NODE),
+    )
 }
 
 #[test]

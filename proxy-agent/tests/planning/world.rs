@@ -146,16 +146,16 @@ pub(crate) fn service_object(name: &str, spec: &Value) -> Service {
 }
 
 pub(crate) fn service(name: &str, spec: Value) -> Event {
-    Event::Service(Change::Apply(Box::new(service_object(name, &spec))))
+    Event::Service(Change::Apply(Box::new(service_object(name, &spec))).read(NODE))
 }
 
 /// A Service of this name, spec and load balancer in namespace `ns`.
 pub(crate) fn balanced(name: &str, spec: Value, ingress: Value) -> Event {
-    let service = serde_json::from_value(json!({
+    let service: Result<Service, _> = serde_json::from_value(json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "ns", "name": name}, "spec": spec,
         "status": {"loadBalancer": {"ingress": ingress}},
     }));
-    Event::Service(Change::Apply(Box::new(service.expect("a Service"))))
+    Event::Service(Change::Apply(Box::new(service.expect("a Service"))).read(NODE))
 }
 
 /// A Service with one cluster address and the unnamed TCP port 80.
@@ -180,9 +180,7 @@ pub(crate) fn slice_object(
 }
 
 pub(crate) fn slice(name: &str, service: &str, addresses: &str, ports: Value, endpoints: Value) -> Event {
-    Event::EndpointSlice(Change::Apply(Box::new(slice_object(
-        name, service, addresses, &ports, &endpoints,
-    ))))
+    Event::EndpointSlice(Change::Apply(Box::new(slice_object(name, service, addresses, &ports, &endpoints))).read(NODE))
 }
 
 /// A slice of Service `web` with the unnamed TCP port 8080 and these endpoints.
@@ -200,7 +198,7 @@ pub(crate) fn service_range_object(name: &str, ranges: &[&str]) -> ServiceCIDR {
 }
 
 pub(crate) fn service_range(name: &str, ranges: &[&str]) -> Event {
-    Event::ServiceCIDR(Change::Apply(Box::new(service_range_object(name, ranges))))
+    Event::ServiceCIDR(Change::Apply(Box::new(service_range_object(name, ranges))).read(NODE))
 }
 
 /// This node with these labels.
@@ -209,5 +207,5 @@ pub(crate) fn node(labels: &Value) -> Event {
         "apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE, "labels": labels},
     }))
     .expect("a Node");
-    Event::Node(Change::Apply(Box::new(node)))
+    Event::Node(Change::Apply(Box::new(node)).read(NODE))
 }

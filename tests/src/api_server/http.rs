@@ -16,26 +16,34 @@ use tokio::{
 };
 
 use super::{
+    relay,
     resource::Resource,
     selector::Selector,
-    state::{Gone, Mangle, Orders, Request, Shared, Verb},
+    state::{Gone, Orders, Request, Shared, Verb},
 };
 
-type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
+pub(super) type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
-/// Answers one request.
+/// Answers one request, and counts what is sent.
 pub(super) async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Result<Answer, Infallible> {
+    let answer = respond_to(shared.clone(), request).await;
+    Ok(answer.map(|body| {
+        let count = move |frame: Frame<Bytes>| {
+            shared.sent(frame.data_ref().map_or(0, |data| data.len() as u64));
+            frame
+        };
+        body.map_frame(count).boxed_unsync()
+    }))
+}
+
+async fn respond_to(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Answer {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path();
     if parts.method == Method::POST && is_events(path) {
-        return Ok(record(&shared, body).await);
+        return record(&shared, parts.uri.path(), body).await;
     }
     let Some(resource) = Resource::at_path(path).filter(|_| parts.method == Method::GET) else {
-        return Ok(failure(
-            404,
-            "NotFound",
-            &format!("this server has no {} {path}", parts.method),
-        ));
+        return failure(404, "NotFound", &format!("this server has no {} {path}", parts.method));
     };
     let query = Query::parse(parts.uri.query().unwrap_or_default());
     let verb = match query.token {
@@ -57,32 +65,36 @@ pub(super) async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming
 
     let faults = shared.read(|state| state.faults.clone());
     if let Some(status) = faults.status {
-        return Ok(failure(status, "", "switched on by the test"));
+        return failure(status, "", "switched on by the test");
     }
     if faults.unknown.contains(&resource) {
-        return Ok(failure(
-            404,
-            "NotFound",
-            "the server could not find the requested resource",
-        ));
+        return failure(404, "NotFound", "the server could not find the requested resource");
     }
     if faults.forbidden.contains(&resource) {
         let (verb, resource) = (if query.watch { "watch" } else { "list" }, resource.plural());
         let message = format!("User \"node\" cannot {verb} resource \"{resource}\" at the cluster scope");
-        return Ok(failure(403, "Forbidden", &message));
+        return failure(403, "Forbidden", &message);
     }
     if faults.forget_pages && query.token.is_some() {
-        return Ok(gone());
+        return gone();
+    }
+    if let Some(real) = &shared.real {
+        let uri = parts.uri.path_and_query().map_or(path, |uri| uri.as_str());
+        return if query.watch {
+            relay::watch(&shared, real, resource, &query, uri).await
+        } else {
+            relay::list(&shared, real, resource, uri).await
+        };
     }
     let selector = match Selector::parse(resource, &query.labels, &query.fields) {
         Ok(selector) => selector,
-        Err(message) => return Ok(failure(400, "BadRequest", &message)),
+        Err(message) => return failure(400, "BadRequest", &message),
     };
-    Ok(if query.watch {
+    if query.watch {
         watch(shared, resource, selector, &query, faults.gone)
     } else {
         list(&shared, resource, &selector, &query)
-    })
+    }
 }
 
 /// Whether an Event may be created at this path.
@@ -94,7 +106,7 @@ fn is_events(path: &str) -> bool {
 }
 
 /// Takes an Event in.
-async fn record(shared: &Shared, body: Incoming) -> Answer {
+async fn record(shared: &Shared, path: &str, body: Incoming) -> Answer {
     let faults = shared.read(|state| state.faults.clone());
     if let Some(status) = faults.status {
         return failure(status, "", "switched on by the test");
@@ -102,14 +114,19 @@ async fn record(shared: &Shared, body: Incoming) -> Answer {
     if faults.events_forbidden {
         return failure(403, "Forbidden", "User \"node\" cannot create resource \"events\"");
     }
-    let event = body
-        .collect()
-        .await
-        .map(|body| serde_json::from_slice(&body.to_bytes()));
-    let Ok(Ok(event)) = event else {
+    let Ok(body) = body.collect().await.map(|body| body.to_bytes()) else {
+        return failure(400, "BadRequest", "half a request");
+    };
+    let Ok(event) = serde_json::from_slice(&body) else {
         return failure(400, "BadRequest", "this is no JSON");
     };
-    let answer = respond(201, &event);
+    let answer = match &shared.real {
+        Some(real) => relay::create(real, path, body.into()).await,
+        None => respond(201, &event),
+    };
+    if answer.status() != 201 {
+        return answer;
+    }
     shared.change(|state| state.events.push(event));
     answer
 }
@@ -120,6 +137,9 @@ fn list(shared: &Shared, resource: Resource, selector: &Selector, query: &Query)
         return gone();
     };
     let mut metadata = json!({"resourceVersion": page.version.to_string()});
+    if page.rest.is_none() && matches!(resource, Resource::Services | Resource::EndpointSlices) {
+        shared.listed();
+    }
     if let Some((token, count)) = page.rest {
         metadata["continue"] = token.into();
         metadata["remainingItemCount"] = count.into();
@@ -130,6 +150,9 @@ fn list(shared: &Shared, resource: Resource, selector: &Selector, query: &Query)
         item.remove("apiVersion");
         item.remove("kind");
     }
+    shared.read(|state| {
+        items.iter_mut().for_each(|item| state.faults.garble(resource, item));
+    });
     respond(
         200,
         &json!({
@@ -210,18 +233,16 @@ impl Watcher {
         loop {
             news.borrow_and_update();
             let (mut events, mangle, orders, version) = self.open.shared.read(|state| {
-                let events = state
+                let mut events = state
                     .store
                     .events_after(self.version, self.open.resource, &self.selector);
+                for event in &mut events {
+                    state.faults.garble(self.open.resource, &mut event.object);
+                }
                 (events, state.faults.events, state.orders, state.store.version())
             });
-            match mangle {
-                None => {}
-                Some(Mangle::Lose) => events.clear(),
-                Some(Mangle::Duplicate) => {
-                    events = events.into_iter().flat_map(|event| [event.clone(), event]).collect();
-                }
-                Some(Mangle::Reverse) => events.reverse(),
+            if let Some(mangle) = mangle {
+                mangle.apply(&mut events);
             }
             if orders.drop != self.orders.drop {
                 return self.send(Err(io::Error::other("dropped by the test"))).await;
@@ -264,9 +285,9 @@ impl Watcher {
 }
 
 /// Stands in the list of open watches while it lives.
-struct OpenWatch {
-    shared: Arc<Shared>,
-    resource: Resource,
+pub(super) struct OpenWatch {
+    pub(super) shared: Arc<Shared>,
+    pub(super) resource: Resource,
 }
 
 impl Drop for OpenWatch {
@@ -280,15 +301,15 @@ impl Drop for OpenWatch {
 }
 
 /// The query parameters of lists and watches.
-struct Query {
-    watch: bool,
+pub(super) struct Query {
+    pub(super) watch: bool,
     labels: String,
     fields: String,
     limit: usize,
     token: Option<String>,
-    version: u64,
+    pub(super) version: u64,
     timeout: Duration,
-    bookmarks: bool,
+    pub(super) bookmarks: bool,
 }
 
 impl Query {
@@ -322,7 +343,7 @@ impl Query {
     }
 }
 
-fn respond(status: u16, body: &Value) -> Answer {
+pub(super) fn respond(status: u16, body: &Value) -> Answer {
     build(
         status,
         Full::from(body.to_string()).map_err(io::Error::other).boxed_unsync(),
@@ -330,7 +351,7 @@ fn respond(status: u16, body: &Value) -> Answer {
 }
 
 /// Lines of JSON: those at hand, then those to come.
-fn stream(lines: Vec<Bytes>, receiver: Option<mpsc::Receiver<io::Result<Bytes>>>) -> Answer {
+pub(super) fn stream(lines: Vec<Bytes>, receiver: Option<mpsc::Receiver<io::Result<Bytes>>>) -> Answer {
     let to_come = futures::stream::unfold(receiver, |receiver| async move {
         let mut receiver = receiver?;
         receiver.recv().await.map(|line| (line, Some(receiver)))
@@ -342,7 +363,7 @@ fn stream(lines: Vec<Bytes>, receiver: Option<mpsc::Receiver<io::Result<Bytes>>>
     build(200, StreamBody::new(frames).boxed_unsync())
 }
 
-fn build(status: u16, body: UnsyncBoxBody<Bytes, io::Error>) -> Answer {
+pub(super) fn build(status: u16, body: UnsyncBoxBody<Bytes, io::Error>) -> Answer {
     Response::builder()
         .status(status)
         .header(CONTENT_TYPE, "application/json")
@@ -350,19 +371,19 @@ fn build(status: u16, body: UnsyncBoxBody<Bytes, io::Error>) -> Answer {
         .expect("the status is one that a test or this server chose")
 }
 
-fn line(kind: &str, object: &Value) -> Bytes {
+pub(super) fn line(kind: &str, object: &Value) -> Bytes {
     format!("{}\n", json!({"type": kind, "object": object})).into()
 }
 
-fn failure(code: u16, reason: &str, message: &str) -> Answer {
+pub(super) fn failure(code: u16, reason: &str, message: &str) -> Answer {
     respond(code, &status(code, reason, message))
 }
 
-fn gone() -> Answer {
+pub(super) fn gone() -> Answer {
     respond(410, &gone_status())
 }
 
-fn gone_status() -> Value {
+pub(super) fn gone_status() -> Value {
     status(410, "Expired", "too old resource version")
 }
 

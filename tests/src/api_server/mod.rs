@@ -2,7 +2,12 @@
 //!
 //! It knows Services, EndpointSlices, Nodes and ServiceCIDRs, across all namespaces, reading only; tests write with
 //! [`ApiServer::apply`] and [`ApiServer::delete`]. Events can be created, and are kept for the test
-//! ([`ApiServer::events`]). It validates nothing, so that tests can serve nonsense too.
+//! ([`ApiServer::events`]).
+//!
+//! Agents talk to a *front*, which notes what they ask and fails when it is told to. Behind it are objects in memory; or, if
+//! `KUBEBUILDER_ASSETS` names a folder with `etcd` and `kube-apiserver`, a real API server with the same objects
+//! (docs/testing.md). Objects are therefore such as a real one takes; what is nonsense is made on the way
+//! ([`ApiServer::garble`]).
 
 use std::{
     fs, io,
@@ -19,13 +24,15 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use self::{real::Real, state::Shared, store::Key};
 pub use self::{
     resource::Resource,
-    state::{Gone, Mangle, Request, Verb},
+    state::{Gone, Mangle, Request, Traffic, Verb},
 };
-use self::{state::Shared, store::Key};
 
 mod http;
+mod real;
+mod relay;
 mod resource;
 mod selector;
 mod state;
@@ -33,6 +40,10 @@ mod store;
 
 /// How long the `wait_` functions wait before they panic.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A moment that [`ApiServer::restore`] goes back to.
+#[derive(Clone, Copy, Debug)]
+pub struct Saved(u64);
 
 /// The server, on a thread of its own. It stops when dropped.
 pub struct ApiServer {
@@ -61,13 +72,21 @@ impl ApiServer {
     /// When the listener or a thread is unusable.
     pub fn on(listener: TcpListener) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared::new());
+        let shared = Arc::new(Shared::new(Real::of_environment()?));
         let serving = Some(Serving::start(listener, &shared)?);
-        Ok(Self {
+        let server = Self {
             shared,
             address,
             serving,
-        })
+        };
+        if server.shared.real.is_none() {
+            // As each has from its start.
+            server.apply(json!({
+                "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+                "spec": {"cidrs": ["10.96.0.0/16", "fd00:10:96::/112"]},
+            }));
+        }
+        Ok(server)
     }
 
     /// Where it listens.
@@ -96,7 +115,7 @@ impl ApiServer {
     /// Creates an object, or replaces the one of its kind, namespace and name.
     ///
     /// # Panics
-    /// When it has no name or its kind is none of [`Resource`].
+    /// When it has no name or its kind is none of [`Resource`], or a real API server refuses it.
     pub fn apply(&self, object: impl Serialize) {
         let object = serde_json::to_value(object).expect("an object is serializable");
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -107,7 +126,26 @@ impl ApiServer {
             name: text(&object["metadata"]["name"]),
         };
         assert!(!key.name.is_empty(), "an object without metadata.name: {object}");
-        self.shared.change(|state| state.store.apply(key, object));
+        match &self.shared.real {
+            Some(real) => real.apply(&key, object),
+            None => self.shared.change(|state| state.store.apply(key, object)),
+        }
+    }
+
+    /// Begins to delete an object that something holds on to: it stays, with the time of its deletion.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn begin_deletion(&self, resource: Resource, namespace: &str, name: &str) {
+        let key = key(resource, namespace, name);
+        match &self.shared.real {
+            Some(real) => real.begin_deletion(&key),
+            None => self.shared.change(|state| {
+                let mut object = state.store.get(&key).expect("it is there").clone();
+                object["metadata"]["deletionTimestamp"] = "2026-01-02T03:04:05Z".into();
+                state.store.apply(key, object);
+            }),
+        }
     }
 
     /// Deletes an object; the namespace of a Node or a ServiceCIDR is empty.
@@ -115,31 +153,35 @@ impl ApiServer {
     /// # Panics
     /// When there is none.
     pub fn delete(&self, resource: Resource, namespace: &str, name: &str) {
-        let key = Key {
-            resource,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        };
-        assert!(
-            self.shared.change(|state| state.store.delete(&key)),
-            "nothing to delete: {key:?}"
-        );
+        let is_deleted = self.remove(resource, namespace, name);
+        assert!(is_deleted, "nothing to delete: {resource:?} {namespace}/{name}");
     }
 
-    /// Deletes an object, if there is one.
-    pub fn remove(&self, resource: Resource, namespace: &str, name: &str) {
-        let key = Key {
-            resource,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        };
-        self.shared.change(|state| state.store.delete(&key));
+    /// Deletes an object, and says whether there was one.
+    pub fn remove(&self, resource: Resource, namespace: &str, name: &str) -> bool {
+        let key = key(resource, namespace, name);
+        match &self.shared.real {
+            Some(real) => real.delete(&key),
+            None => self.shared.change(|state| state.store.delete(&key)),
+        }
+    }
+
+    /// Tells this object with another value in the place of a field, by a JSON pointer, which need not be one that an API
+    /// server would take; `None` as it is.
+    pub fn garble(&self, resource: Resource, namespace: &str, name: &str, value: Option<(&str, Value)>) {
+        let key = key(resource, namespace, name);
+        self.shared.change(|state| match value {
+            Some((pointer, value)) => _ = state.faults.garbled.insert(key, (pointer.to_owned(), value)),
+            None => _ = state.faults.garbled.remove(&key),
+        });
     }
 
     /// Forgets all history: from now on whoever asks for an earlier version gets 410 Gone. Open watches go on.
     pub fn compact(&self, gone: Gone) {
+        let version = self.version();
         self.shared.change(|state| {
             state.store.compact();
+            state.faults.compacted = version;
             state.faults.gone = gone;
         });
     }
@@ -196,17 +238,35 @@ impl ApiServer {
 
     /// The version of the last change.
     pub fn version(&self) -> u64 {
-        self.shared.read(|state| state.store.version())
+        match &self.shared.real {
+            Some(real) => real.version(),
+            None => self.shared.read(|state| state.store.version()),
+        }
     }
 
-    /// Stops, goes back to how all was at an earlier version, as with an etcd that was restored from a snapshot, and listens
-    /// again: what happened since never did, and its versions are given out anew.
+    /// Notes how all is now, for [`Self::restore`].
     ///
     /// # Errors
-    /// Those of [`Self::restart`].
-    pub fn restore(&mut self, version: u64) -> io::Result<()> {
+    /// When the files of a real one can't be copied.
+    pub fn save(&self) -> io::Result<Saved> {
+        match &self.shared.real {
+            Some(real) => Ok(Saved(real.save()? as u64)),
+            None => Ok(Saved(self.version())),
+        }
+    }
+
+    /// Stops, goes back to how all was, as with an etcd that was restored from a snapshot, and listens again: what happened
+    /// since never did, and its versions are given out anew.
+    ///
+    /// # Errors
+    /// Those of [`Self::restart`], or a real one that doesn't start again.
+    pub fn restore(&mut self, saved: Saved) -> io::Result<()> {
         self.stop();
-        self.shared.change(|state| state.store.restore(version));
+        match &self.shared.real {
+            Some(real) => real.restore(usize::try_from(saved.0).map_err(io::Error::other)?)?,
+            None => self.shared.change(|state| state.store.restore(saved.0)),
+        }
+        self.shared.change(|state| state.faults.compacted = 0);
         self.restart()
     }
 
@@ -226,6 +286,11 @@ impl ApiServer {
     /// All requests so far, in the order of arrival.
     pub fn requests(&self) -> Vec<Request> {
         self.shared.read(|state| state.requests.clone())
+    }
+
+    /// How much it sent so far.
+    pub fn traffic(&self) -> Traffic {
+        self.shared.read(|state| state.traffic)
     }
 
     /// Blocks until the requests so far satisfy a condition.
@@ -281,6 +346,14 @@ impl ApiServer {
         self.stop();
         self.serving = Some(Serving::start(TcpListener::bind(self.address)?, &self.shared)?);
         Ok(())
+    }
+}
+
+fn key(resource: Resource, namespace: &str, name: &str) -> Key {
+    Key {
+        resource,
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
     }
 }
 

@@ -63,17 +63,34 @@ impl Resource {
         }
     }
 
+    /// Where the objects of all namespaces are listed and watched.
+    pub(super) fn path(self) -> String {
+        format!("{}/{}", self.root(), self.plural())
+    }
+
+    /// Where an object is; the namespace of a Node or a ServiceCIDR is empty.
+    pub(super) fn path_of(self, namespace: &str, name: &str) -> String {
+        let (root, plural) = (self.root(), self.plural());
+        if namespace.is_empty() {
+            format!("{root}/{plural}/{name}")
+        } else {
+            format!("{root}/namespaces/{namespace}/{plural}/{name}")
+        }
+    }
+
+    /// Whether its status is written apart from the rest.
+    pub(super) const fn has_status(self) -> bool {
+        matches!(self, Self::Services | Self::Nodes)
+    }
+
+    fn root(self) -> String {
+        let root = if self.group().is_empty() { "/api" } else { "/apis" };
+        format!("{root}/{}", self.api_version())
+    }
+
     /// The kind whose objects of all namespaces are listed and watched at this path.
     pub(super) fn at_path(path: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|resource| {
-            let (root, version, plural) = match resource.group() {
-                "" => ("/api/", "v1", resource.plural()),
-                _ => ("/apis/", resource.api_version(), resource.plural()),
-            };
-            path.strip_prefix(root)
-                .and_then(|path| path.strip_prefix(version)?.strip_prefix('/'))
-                == Some(plural)
-        })
+        Self::ALL.into_iter().find(|resource| resource.path() == path)
     }
 
     pub(super) fn of_kind(kind: &str) -> Option<Self> {

@@ -1,7 +1,7 @@
 //! What the server's threads share: the objects, the faults switched on, and what was asked.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -10,7 +10,11 @@ use std::{
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::{resource::Resource, store::Store};
+use super::{
+    real::Real,
+    resource::Resource,
+    store::{Key, Store},
+};
 
 /// How a watch of a forgotten version is answered; API servers do both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,10 +56,20 @@ pub enum Verb {
     },
 }
 
+/// What the server sent, and when.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Traffic {
+    /// Bytes of the answers' bodies so far
+    pub bytes: u64,
+    /// When the last page of a list of Services or EndpointSlices was handed out last
+    pub listed: Option<Instant>,
+}
+
 #[derive(Default)]
 pub(super) struct State {
     pub(super) store: Store,
     pub(super) requests: Vec<Request>,
+    pub(super) traffic: Traffic,
     /// Events that were created
     pub(super) events: Vec<Value>,
     /// One entry for each open watch
@@ -75,6 +89,27 @@ pub(super) struct Faults {
     pub(super) gone: Gone,
     pub(super) forget_pages: bool,
     pub(super) events: Option<Mangle>,
+    /// Watches that begin before this version of a real API server are too late
+    pub(super) compacted: u64,
+    /// What is put in the place of a field of an object, by a JSON pointer
+    pub(super) garbled: BTreeMap<Key, (String, Value)>,
+}
+
+impl Faults {
+    /// Spoils an object that is to be spoilt.
+    pub(super) fn garble(&self, resource: Resource, object: &mut Value) {
+        let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
+        let (namespace, name) = (text("namespace"), text("name"));
+        let garbled = self.garbled.get(&Key {
+            resource,
+            namespace,
+            name,
+        });
+        if let Some((place, (_, value))) = garbled.and_then(|garbled| Some((object.pointer_mut(&garbled.0)?, garbled)))
+        {
+            *place = value.clone();
+        }
+    }
 }
 
 /// What happens to the events of watches on their way.
@@ -86,6 +121,17 @@ pub enum Mangle {
     Duplicate,
     /// Those that happen together come in the opposite order
     Reverse,
+}
+
+impl Mangle {
+    /// Has it happen to events that came together.
+    pub(super) fn apply<T: Clone>(self, events: &mut Vec<T>) {
+        match self {
+            Self::Lose => events.clear(),
+            Self::Duplicate => *events = events.iter().flat_map(|event| [event.clone(), event.clone()]).collect(),
+            Self::Reverse => events.reverse(),
+        }
+    }
 }
 
 /// How often each was ordered of all open watches; a watch compares with what it saw when it began.
@@ -101,14 +147,17 @@ pub(super) struct Orders {
 
 /// [`State`], and the news that it changed: for the server's tasks and for blocking tests.
 pub(super) struct Shared {
+    /// Where the objects are, if not in the state
+    pub(super) real: Option<Real>,
     state: Mutex<State>,
     for_tests: Condvar,
     for_watches: watch::Sender<()>,
 }
 
 impl Shared {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(real: Option<Real>) -> Self {
         Self {
+            real,
             state: Mutex::default(),
             for_tests: Condvar::new(),
             for_watches: watch::Sender::new(()),
@@ -124,6 +173,16 @@ impl Shared {
         self.for_tests.notify_all();
         self.for_watches.send_replace(());
         result
+    }
+
+    /// Counts what is sent: no news.
+    pub(super) fn sent(&self, bytes: u64) {
+        self.lock().traffic.bytes += bytes;
+    }
+
+    /// A list is handed out to its end.
+    pub(super) fn listed(&self) {
+        self.lock().traffic.listed = Some(Instant::now());
     }
 
     /// News for a watch: each change from now on.

@@ -15,6 +15,13 @@ pub(super) struct Key {
     pub(super) name: String,
 }
 
+impl Key {
+    /// Where the object is on a real API server.
+    pub(super) fn path(&self) -> String {
+        self.resource.path_of(&self.namespace, &self.name)
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Store {
     objects: BTreeMap<Key, Value>,
@@ -68,6 +75,11 @@ impl Store {
             before,
             after: Some(object),
         });
+    }
+
+    /// An object, if there is one.
+    pub(super) fn get(&self, key: &Key) -> Option<&Value> {
+        self.objects.get(key)
     }
 
     /// Deletes an object; false when there is none.

@@ -36,12 +36,8 @@ fn wait_for(cluster: &Cluster<'_>, path: &str, status: u16) -> Result<(Page, Val
     .with_context(|| format!("last: {last:?}"))
 }
 
-fn node(spec: &Value, metadata: &Value) -> Value {
-    let mut object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}, "spec": spec});
-    if let (Some(all), Some(more)) = (object["metadata"].as_object_mut(), metadata.as_object()) {
-        all.extend(more.clone());
-    }
-    object
+fn node(spec: &Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}, "spec": spec})
 }
 
 /// behaviour.md 8.4, 8.5: the proxy is live all the time; load balancers are told when the node is to go.
@@ -54,7 +50,7 @@ fn rule_8_5_healthz_follows_the_node_and_livez_does_not() -> Result<()> {
         let (_, unknown) = wait_for(cluster, "/healthz", 503)?;
         ensure!(unknown["nodeEligible"] == false, "an unknown Node: {unknown}");
 
-        cluster.server.apply(node(&json!({}), &json!({})));
+        cluster.server.apply(node(&json!({})));
         let (page, body) = wait_for(cluster, "/healthz", 200)?;
         ensure!(page.header("content-type") == Some("application/json"), "{page:?}");
         ensure!(page.header("x-content-type-options") == Some("nosniff"), "{page:?}");
@@ -65,17 +61,16 @@ fn rule_8_5_healthz_follows_the_node_and_livez_does_not() -> Result<()> {
         }
 
         let taint = json!({"taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]});
-        cluster.server.apply(node(&taint, &json!({})));
+        cluster.server.apply(node(&taint));
         let (page, body) = wait_for(cluster, "/healthz", 503)?;
         ensure!(body["nodeEligible"] == false && body["healthy"] == true, "{body}");
         ensure!(page.header("x-content-type-options") == Some("nosniff"), "{page:?}");
         let (page, body) = healthz(cluster, "/livez")?;
         ensure!(page.status == 200 && body["nodeEligible"].is_null(), "{page:?}");
 
-        cluster.server.apply(node(&json!({}), &json!({})));
+        cluster.server.apply(node(&json!({})));
         wait_for(cluster, "/healthz", 200)?;
-        let deleted = json!({"deletionTimestamp": "2026-01-02T03:04:05Z"});
-        cluster.server.apply(node(&json!({}), &deleted));
+        cluster.server.begin_deletion(Resource::Nodes, "", NODE);
         wait_for(cluster, "/healthz", 503)?;
 
         // At every address of both families, and counted.
@@ -159,7 +154,8 @@ fn rule_8_1_health_check_node_ports_follow_services() -> Result<()> {
         let page = wait_for_weight(cluster, address, CHECK, "0")?;
         ensure!(page.status == 503, "{page:?}");
 
-        // Another port: the old one is closed.
+        // Another port, for which an API server wants another Service: the old one is closed.
+        cluster.server.delete(Resource::Services, "default", "web");
         serve_for_load_balancer(cluster, CHECK + 1, std::slice::from_ref(&ready));
         wait_for_weight(cluster, address, CHECK + 1, "1")?;
         let namespace = lab.node(NODE).namespace();

@@ -22,7 +22,7 @@ use proxy_agent::{
         kubernetes::{Kubernetes, Tuning},
     },
 };
-use proxy_tests::api_server::{ApiServer, Gone, Mangle, Resource};
+use proxy_tests::api_server::{ApiServer, Gone, Mangle, Resource, Saved};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
@@ -54,7 +54,7 @@ enum Step {
     Withdraw(u8),
     /// Its endpoints alone
     Endpoint { service: u8, endpoint: u8 },
-    /// The ranges of cluster addresses change
+    /// There is another range of cluster addresses
     Ranges(u8),
     /// Every request fails with this status
     Fail(u16),
@@ -76,14 +76,17 @@ enum Step {
     End,
     /// History is forgotten
     Compact(Gone),
-    /// etcd is restored from a snapshot, so many versions old
-    Restore(u64),
+    /// A snapshot is taken of etcd
+    Save,
+    /// etcd is restored from the last one
+    Restore,
     /// The agent takes in what there is
     Look,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let (service, endpoint) = (|| 0..4u8, || 1..6u8);
+    // 10.96.0.1 is the API server's own.
+    let (service, endpoint) = (|| 2..6u8, || 1..6u8);
     let resource = || prop_oneof![Just(Resource::Services), Just(Resource::EndpointSlices)];
     let mangle = prop_oneof![Just(Mangle::Lose), Just(Mangle::Duplicate), Just(Mangle::Reverse)];
     let step = prop_oneof![
@@ -101,7 +104,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Expire),
         1 => Just(Step::End),
         2 => prop_oneof![Just(Gone::Status), Just(Gone::Event)].prop_map(Step::Compact),
-        2 => (1..6u64).prop_map(Step::Restore),
+        3 => Just(Step::Save),
+        2 => Just(Step::Restore),
         8 => Just(Step::Look),
     ];
     proptest::collection::vec(step, 1..30)
@@ -183,10 +187,8 @@ impl Agent {
         while let Ok(event) = next(self) {
             let event = event.expect("the source never ends by itself");
             if let Event::Service(Change::Replace(services)) = &event {
-                let is_anchor =
-                    |service: &k8s_openapi::api::core::v1::Service| service.metadata.name.as_deref() == Some(ANCHOR);
                 prop_assert!(
-                    services.iter().any(is_anchor),
+                    services.iter().any(|service| service.name.name == ANCHOR),
                     "a part of a list was told: {services:?}"
                 );
             }
@@ -251,7 +253,7 @@ impl Agent {
     }
 }
 
-fn take(step: &Step, server: &mut ApiServer, agent: &mut Agent, oldest: u64) -> Result<(), TestCaseError> {
+fn take(step: &Step, server: &mut ApiServer, agent: &mut Agent, saved: &mut Saved) -> Result<(), TestCaseError> {
     let name = |service: u8| format!("s{service}");
     match *step {
         Step::Serve {
@@ -263,10 +265,13 @@ fn take(step: &Step, server: &mut ApiServer, agent: &mut Agent, oldest: u64) -> 
         }
         Step::Endpoint { service, endpoint } => server.apply(slice(&name(service), endpoint)),
         Step::Withdraw(service) => {
-            server.remove(Resource::Services, "default", &name(service));
-            server.remove(Resource::EndpointSlices, "default", &format!("{}-1", name(service)));
+            _ = server.remove(Resource::Services, "default", &name(service));
+            _ = server.remove(Resource::EndpointSlices, "default", &format!("{}-1", name(service)));
         }
-        Step::Ranges(number) => server.apply(super::service_range("more", &format!("10.{}.0.0/16", 96 + number))),
+        Step::Ranges(number) => server.apply(super::service_range(
+            &format!("more-{number}"),
+            &format!("10.{}.0.0/16", 96 + number),
+        )),
         Step::Fail(status) => server.fail(status),
         Step::Forbid(resource) => server.forbid(resource),
         Step::ForgetPages => server.forget_pages(),
@@ -277,10 +282,8 @@ fn take(step: &Step, server: &mut ApiServer, agent: &mut Agent, oldest: u64) -> 
         Step::Expire => server.expire_watches(),
         Step::End => server.end_watches(),
         Step::Compact(gone) => server.compact(gone),
-        Step::Restore(back) => {
-            let version = server.version().saturating_sub(back).max(oldest);
-            server.restore(version).expect("the port is free again");
-        }
+        Step::Save => *saved = server.save().expect("a snapshot"),
+        Step::Restore => server.restore(*saved).expect("the port is free again"),
         Step::Look => agent.look()?,
     }
     Ok(())
@@ -295,10 +298,10 @@ proptest! {
         server.apply(node(NODE_NAME));
         server.apply(service(ANCHOR, 100));
         server.apply(slice(ANCHOR, 9));
-        let oldest = server.version();
+        let mut saved = server.save().expect("a snapshot");
         let mut agent = Agent::start(&server);
         for step in &steps {
-            take(step, &mut server, &mut agent, oldest)?;
+            take(step, &mut server, &mut agent, &mut saved)?;
         }
         server.allow_all();
         let (frontends, node) = agent.planned_afresh(&server);

@@ -6,17 +6,9 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::{
-    Metadata,
-    api::{
-        core::v1::{Node, Service},
-        discovery::v1::EndpointSlice,
-        networking::v1::ServiceCIDR,
-    },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
+use ipnet::IpNet;
 use proxy_agent::{
-    model::Problem,
+    model::{Node, OwnedSlice, Problem, Reading, Service},
     source::{Change, Event, kubernetes::Kubernetes},
 };
 use proxy_tests::api_server::{ApiServer, Resource};
@@ -94,28 +86,28 @@ impl Source {
         }
     }
 
-    pub(super) fn service(&mut self) -> Change<Service> {
+    pub(super) fn service(&mut self) -> Change<Reading<Service>> {
         self.next("Service event", |event| match event {
             Event::Service(change) => Some(change.clone()),
             _ => None,
         })
     }
 
-    pub(super) fn slice(&mut self) -> Change<EndpointSlice> {
+    pub(super) fn slice(&mut self) -> Change<Reading<OwnedSlice>> {
         self.next("EndpointSlice event", |event| match event {
             Event::EndpointSlice(change) => Some(change.clone()),
             _ => None,
         })
     }
 
-    pub(super) fn node(&mut self) -> Change<Node> {
+    pub(super) fn node(&mut self) -> Change<Reading<Node>> {
         self.next("Node event", |event| match event {
             Event::Node(change) => Some(change.clone()),
             _ => None,
         })
     }
 
-    pub(super) fn service_range(&mut self) -> Change<ServiceCIDR> {
+    pub(super) fn service_range(&mut self) -> Change<Reading<Vec<IpNet>>> {
         self.next("ServiceCIDR event", |event| match event {
             Event::ServiceCIDR(change) => Some(change.clone()),
             _ => None,
@@ -136,8 +128,8 @@ impl Source {
 }
 
 /// A change in short: `= a b` for a replacement, `+ a` and `- a` for single objects.
-pub(super) fn short<K: Metadata<Ty = ObjectMeta>>(change: &Change<K>) -> String {
-    let name = |object: &K| object.metadata().name.clone().unwrap_or_default();
+pub(super) fn short<T>(change: &Change<Reading<T>>) -> String {
+    let name = |object: &Reading<T>| object.name.name.clone();
     match change {
         Change::Replace(objects) => {
             let names: BTreeSet<_> = objects.iter().map(name).collect();

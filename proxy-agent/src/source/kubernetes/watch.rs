@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, fmt::Debug, pin::pin, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
-use futures::{Stream, StreamExt as _};
+use futures::{AsyncReadExt as _, Stream, StreamExt as _};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
 use kube::{
     Api, Resource, ResourceExt as _,
@@ -24,7 +24,7 @@ use tracing::debug;
 
 use super::{Kubernetes, failure::Failure, report::Report};
 use crate::{
-    model::{ObjectName, Problem},
+    model::{Kind, ObjectName, Problem, Reading},
     source::{Change, Event},
 };
 
@@ -91,12 +91,13 @@ pub(super) struct Selectors {
 type Closed = SendError<Event>;
 
 /// The follower of one kind of object.
-pub(super) struct Watch<K> {
+pub(super) struct Watch<K: Kind> {
     /// An unreadable object must not take the rest of its list with it, hence the guard.
     api: Api<DeserializeGuard<K>>,
     server: String,
     selectors: Selectors,
-    into_event: fn(Change<K>) -> Event,
+    node_name: String,
+    into_event: fn(Change<Reading<K::Content>>) -> Event,
     events: Sender<Event>,
     report: Report,
     tuning: Tuning,
@@ -110,18 +111,19 @@ pub(super) struct Watch<K> {
 
 impl<K> Watch<K>
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    K: Kind<Content: Send> + Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     pub(super) fn new(
         source: &Kubernetes,
         selectors: Selectors,
-        into_event: fn(Change<K>) -> Event,
+        into_event: fn(Change<Reading<K::Content>>) -> Event,
         events: &Sender<Event>,
     ) -> Self {
         Self {
             api: Api::all(source.client.clone()),
             server: source.server.clone(),
             selectors,
+            node_name: source.node_name.clone(),
             into_event,
             events: events.clone(),
             report: Report::new(format!("watch {}", K::plural(&())), events.clone()),
@@ -177,7 +179,7 @@ where
     }
 
     /// Reads one list to its end. All pages show the same version.
-    async fn all_pages(&self, page_size: Option<u32>) -> Result<Listed<K>, Failure> {
+    async fn all_pages(&self, page_size: Option<u32>) -> Result<Listed<K::Content>, Failure> {
         let mut listed = Listed {
             objects: Vec::new(),
             unreadable: BTreeMap::new(),
@@ -189,16 +191,20 @@ where
             limit: page_size,
             ..ListParams::default()
         };
+        // Pages are large: one has the place of the one before.
+        let mut text = Vec::new();
         loop {
-            let page = self.page(&params).await?;
+            self.page(&params, &mut text).await?;
+            let page: Page<'_> = serde_json::from_slice(&text)?;
             for text in page.items.unwrap_or_default() {
-                let object = match serde_json::from_str(text.get()) {
+                let object: DeserializeGuard<K> = match serde_json::from_str(text.get()) {
                     Ok(object) => DeserializeGuard(Ok(object)),
                     // What is wrong, and with which object; reading all of them like this takes three times as long.
                     Err(_) => serde_json::from_str(text.get())?,
                 };
                 match read(object) {
-                    Ok(object) => listed.objects.push(object),
+                    // Held until the list is complete: so it is read first.
+                    Ok(object) => listed.objects.push(object.read(&self.node_name)),
                     Err((name, problem)) => _ = listed.unreadable.insert(name, problem),
                 }
             }
@@ -216,11 +222,19 @@ where
         }
     }
 
-    async fn page(&self, params: &ListParams) -> Result<Page, Failure> {
+    /// Asks for a page, and puts its text in the place of another's.
+    async fn page(&self, params: &ListParams, text: &mut Vec<u8>) -> Result<(), Failure> {
         let request = Request::new(self.api.resource_url())
             .list(params)
             .map_err(kube::Error::BuildRequest)?;
-        within(ANSWER_LIMIT, self.api.clone().into_client().request(request)).await
+        text.clear();
+        let client = self.api.clone().into_client();
+        let read = async {
+            let mut body = pin!(client.request_stream(request).await?);
+            body.read_to_end(text).await.map_err(kube::Error::ReadEvents)
+        };
+        within(ANSWER_LIMIT, read).await?;
+        Ok(())
     }
 
     /// Watches from a version on, over any number of connections, until only a list can tell what is: the API server has
@@ -328,7 +342,8 @@ where
         match read(object) {
             Ok(object) => {
                 self.report.readable(&name_of(&object)).await?;
-                self.tell(Change::Apply(Box::new(object))).await
+                let reading = object.read(&self.node_name);
+                self.tell(Change::Apply(Box::new(reading))).await
             }
             Err((name, problem)) => {
                 self.report.unreadable(name.clone(), problem).await?;
@@ -337,7 +352,7 @@ where
         }
     }
 
-    async fn tell(&self, change: Change<K>) -> Result<(), Closed> {
+    async fn tell(&self, change: Change<Reading<K::Content>>) -> Result<(), Closed> {
         self.events.send((self.into_event)(change)).await
     }
 
@@ -360,27 +375,25 @@ fn next(pauses: &mut ExponentialBackoff) -> Duration {
 
 /// One page of a list. Its objects are read one by one, for the sake of those beside an unreadable one.
 #[derive(Deserialize)]
-struct Page {
+struct Page<'a> {
     metadata: ListMeta,
     /// Null is another way to write an empty list.
-    items: Option<Vec<Box<RawValue>>>,
+    #[serde(borrow)]
+    items: Option<Vec<&'a RawValue>>,
 }
 
 /// A complete list.
-struct Listed<K> {
-    objects: Vec<K>,
+struct Listed<T> {
+    objects: Vec<Reading<T>>,
     unreadable: BTreeMap<ObjectName, Problem>,
     version: String,
 }
 
-/// The object, without the part that is large and says nothing of a Service; or what is wrong with it.
+/// The object, or what is wrong with it.
 fn read<K: Resource<DynamicType = ()>>(object: DeserializeGuard<K>) -> Result<K, (ObjectName, Problem)> {
     let name = name_of(&object);
     match object.0 {
-        Ok(mut object) => {
-            object.meta_mut().managed_fields = None;
-            Ok(object)
-        }
+        Ok(object) => Ok(object),
         Err(invalid) => {
             let problem = Problem {
                 object: format!("{} {name}", K::kind(&())),

@@ -22,6 +22,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Directory {
     path: PathBuf,
+    node_name: String,
     files: BTreeMap<Arc<Path>, File>,
     /// The file that an object is served from
     owners: HashMap<Key, Arc<Path>>,
@@ -49,9 +50,10 @@ struct Difference {
 
 impl Directory {
     /// Knows no file yet.
-    pub(super) fn new(path: PathBuf) -> Self {
+    pub(super) fn new(path: PathBuf, node_name: String) -> Self {
         Self {
             path,
+            node_name,
             files: BTreeMap::new(),
             owners: HashMap::new(),
             was_listed: false,
@@ -76,10 +78,10 @@ impl Directory {
         }
         let difference = self.look(paths);
         Ok(if self.was_listed {
-            difference.into_changes()
+            difference.into_changes(&self.node_name)
         } else {
             self.was_listed = true;
-            difference.into_listing()
+            difference.into_listing(&self.node_name)
         })
     }
 
@@ -89,7 +91,7 @@ impl Directory {
     /// The directory is gone; nothing changes then.
     pub(super) fn rescan(&mut self, paths: BTreeSet<Arc<Path>>) -> io::Result<Vec<Event>> {
         fs::metadata(&self.path)?;
-        Ok(self.look(paths).into_changes())
+        Ok(self.look(paths).into_changes(&self.node_name))
     }
 
     fn look(&mut self, mut paths: BTreeSet<Arc<Path>>) -> Difference {
@@ -197,7 +199,7 @@ impl Directory {
 impl Difference {
     /// Lists everything; the Node comes first, so that the Services are planned only once. What could not be read is
     /// said before, so that the listing isn't taken for complete.
-    fn into_listing(self) -> Vec<Event> {
+    fn into_listing(self, node_name: &str) -> Vec<Event> {
         let (mut nodes, mut ranges, mut services, mut slices) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for object in self.applied {
             match object {
@@ -208,22 +210,22 @@ impl Difference {
             }
         }
         let mut events = self.problems;
-        events.push(Event::Node(Change::Replace(nodes)));
-        events.push(Event::ServiceCIDR(Change::Replace(ranges)));
-        events.push(Event::EndpointSlice(Change::Replace(slices)));
-        events.push(Event::Service(Change::Replace(services)));
+        events.push(Event::Node(Change::Replace(nodes).read(node_name)));
+        events.push(Event::ServiceCIDR(Change::Replace(ranges).read(node_name)));
+        events.push(Event::EndpointSlice(Change::Replace(slices).read(node_name)));
+        events.push(Event::Service(Change::Replace(services).read(node_name)));
         events
     }
 
     /// Endpoints come before the Service that they belong to, and go after it, so that it is never served without.
     /// Problems come last: a file is called readable only when its objects have been told.
-    fn into_changes(mut self) -> Vec<Event> {
+    fn into_changes(mut self, node_name: &str) -> Vec<Event> {
         self.applied.sort_by_key(|object| Reverse(object.kind()));
         let applied = self.applied.into_iter().map(|object| match object {
-            Object::Node(object) => Event::Node(Change::Apply(object)),
-            Object::ServiceCIDR(object) => Event::ServiceCIDR(Change::Apply(object)),
-            Object::Service(object) => Event::Service(Change::Apply(object)),
-            Object::EndpointSlice(object) => Event::EndpointSlice(Change::Apply(object)),
+            Object::Node(object) => Event::Node(Change::Apply(object).read(node_name)),
+            Object::ServiceCIDR(object) => Event::ServiceCIDR(Change::Apply(object).read(node_name)),
+            Object::Service(object) => Event::Service(Change::Apply(object).read(node_name)),
+            Object::EndpointSlice(object) => Event::EndpointSlice(Change::Apply(object).read(node_name)),
         });
         let released = self.released.into_iter().map(|key| deletion(key.kind, key.name));
         applied.chain(released).chain(self.problems).collect()

@@ -21,10 +21,10 @@ pub use watch::watch;
 
 use super::Event;
 
-/// Reads a directory once; the events list all there is.
+/// Reads a directory once, for the node of this name; the events list all there is.
 ///
 /// # Errors
 /// The directory can't be read. A file that can't be read is a [`Event::Problems`].
-pub fn read(directory: &Path) -> io::Result<Vec<Event>> {
-    Directory::new(directory.to_owned()).scan()
+pub fn read(directory: &Path, node_name: &str) -> io::Result<Vec<Event>> {
+    Directory::new(directory.to_owned(), node_name.to_owned()).scan()
 }

@@ -50,13 +50,13 @@ struct Watch {
     looks: UnboundedSender<Look>,
 }
 
-/// Tells `events` what the directory holds, and then how it changes, until nobody listens any more.
+/// Tells `events` what the directory holds for the node of this name, and then how it changes, until nobody listens any more.
 ///
 /// The first look lists everything; it waits for a directory that isn't there or can't be read, and says so.
-pub async fn watch(directory: PathBuf, events: mpsc::Sender<Event>) {
+pub async fn watch(directory: PathBuf, node_name: String, events: mpsc::Sender<Event>) {
     // The kernel's watch names absolute paths.
     let path = std::path::absolute(&directory).unwrap_or(directory);
-    let mut directory = Directory::new(path.clone());
+    let mut directory = Directory::new(path.clone(), node_name);
     let (sender, mut looks) = mpsc::unbounded_channel();
     let mut watch = Watch {
         watcher: None,

@@ -1,0 +1,178 @@
+//! What a real API server answers, on its way through the front, which spoils it as it is told to.
+
+use std::{io, sync::Arc};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::Method;
+use kube::client::Body;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::{
+    http::{Answer, OpenWatch, Query, build, failure, gone, gone_status, line, stream},
+    real::Real,
+    resource::Resource,
+    state::{Gone, Orders, Shared},
+};
+
+/// Passes a list on.
+pub(super) async fn list(shared: &Shared, real: &Real, resource: Resource, uri: &str) -> Answer {
+    let (status, body) = match ask(real, Method::GET, uri, Vec::new()).await {
+        Ok(answer) => answer,
+        Err(answer) => return answer,
+    };
+    let Ok(mut list) = serde_json::from_slice::<Value>(&body) else {
+        return whole(status, body);
+    };
+    for item in list["items"].as_array_mut().into_iter().flatten() {
+        shared.read(|state| state.faults.garble(resource, item));
+    }
+    whole(status, list.to_string().into())
+}
+
+/// Passes on what is to be created.
+pub(super) async fn create(real: &Real, uri: &str, body: Vec<u8>) -> Answer {
+    match ask(real, Method::POST, uri, body).await {
+        Ok((status, body)) => whole(status, body),
+        Err(answer) => answer,
+    }
+}
+
+/// Passes a watch on for as long as both sides want.
+pub(super) async fn watch(shared: &Arc<Shared>, real: &Real, resource: Resource, query: &Query, uri: &str) -> Answer {
+    let news = shared.subscribe();
+    let (compacted, as_gone, orders) = shared.read(|state| (state.faults.compacted, state.faults.gone, state.orders));
+    if query.version > 0 && query.version < compacted {
+        return match as_gone {
+            Gone::Status => gone(),
+            Gone::Event => stream(vec![line("ERROR", &gone_status())], None),
+        };
+    }
+    let answer = match real.forward(Method::GET, uri, Vec::new()).await {
+        Ok(answer) => answer,
+        Err(reason) => return failure(502, "", &reason),
+    };
+    if answer.status() != 200 {
+        let status = answer.status().as_u16();
+        return match answer.into_body().collect().await {
+            Ok(body) => whole(status, body.to_bytes()),
+            Err(error) => failure(502, "", &error.to_string()),
+        };
+    }
+    shared.change(|state| state.watches.push(resource));
+    let (frames, receiver) = mpsc::channel(16);
+    let relay = Relay {
+        open: OpenWatch {
+            shared: shared.clone(),
+            resource,
+        },
+        body: answer.into_body(),
+        begun: Vec::new(),
+        version: query.version,
+        orders,
+        bookmarks: query.bookmarks,
+        frames,
+    };
+    tokio::spawn(relay.run(news));
+    stream(Vec::new(), Some(receiver))
+}
+
+async fn ask(real: &Real, method: Method, uri: &str, body: Vec<u8>) -> Result<(u16, Bytes), Answer> {
+    let answer = real.forward(method, uri, body).await;
+    let answer = answer.map_err(|reason| failure(502, "", &reason))?;
+    let status = answer.status().as_u16();
+    let body = answer.into_body().collect().await;
+    let body = body.map_err(|error| failure(502, "", &error.to_string()))?;
+    Ok((status, body.to_bytes()))
+}
+
+fn whole(status: u16, body: Bytes) -> Answer {
+    build(status, Full::from(body).map_err(io::Error::other).boxed_unsync())
+}
+
+/// One open watch.
+struct Relay {
+    open: OpenWatch,
+    body: Body,
+    /// A line that isn't complete yet
+    begun: Vec<u8>,
+    /// Of the last event that was passed on
+    version: u64,
+    orders: Orders,
+    bookmarks: bool,
+    frames: mpsc::Sender<io::Result<Bytes>>,
+}
+
+impl Relay {
+    async fn run(mut self, mut news: tokio::sync::watch::Receiver<()>) {
+        loop {
+            news.borrow_and_update();
+            let orders = self.open.shared.read(|state| state.orders);
+            if orders.drop != self.orders.drop {
+                return self.send(Err(io::Error::other("dropped by the test"))).await;
+            }
+            if orders.expire != self.orders.expire {
+                return self.send(Ok(line("ERROR", &gone_status()))).await;
+            }
+            if orders.end != self.orders.end {
+                return self.bookmark().await;
+            }
+            tokio::select! {
+                frame = self.body.frame() => match frame {
+                    Some(Ok(frame)) => self.pass(frame.data_ref().map_or(&[][..], |data| data)).await,
+                    // It ends as it does there.
+                    Some(Err(error)) => return self.send(Err(io::Error::other(error))).await,
+                    None => return,
+                },
+                changed = news.changed() => if changed.is_err() { return },
+                () = self.frames.closed() => return,
+            }
+        }
+    }
+
+    /// Passes on the events that are complete with these bytes.
+    async fn pass(&mut self, bytes: &[u8]) {
+        self.begun.extend_from_slice(bytes);
+        let Some(end) = self.begun.iter().rposition(|byte| *byte == b'\n') else {
+            return;
+        };
+        let complete: Vec<u8> = self.begun.drain(..=end).collect();
+        let lines = complete.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let mut events: Vec<Value> = lines.filter_map(|line| serde_json::from_slice(line).ok()).collect();
+        for event in &events {
+            let version = event["object"]["metadata"]["resourceVersion"].as_str();
+            let version = version.and_then(|version| version.parse().ok());
+            self.version = version.unwrap_or(self.version).max(self.version);
+        }
+        self.open.shared.read(|state| {
+            for event in &mut events {
+                state.faults.garble(self.open.resource, &mut event["object"]);
+            }
+            if let Some(mangle) = state.faults.events {
+                mangle.apply(&mut events);
+            }
+        });
+        for event in events {
+            self.send(Ok(format!("{event}\n").into())).await;
+        }
+    }
+
+    /// Tells how far the watch has come, as a real one does when its time is up.
+    async fn bookmark(&mut self) {
+        if self.bookmarks {
+            let resource = self.open.resource;
+            let object = json!({
+                "apiVersion": resource.api_version(),
+                "kind": resource.kind(),
+                "metadata": {"resourceVersion": self.version.to_string()},
+            });
+            self.send(Ok(line("BOOKMARK", &object))).await;
+        }
+    }
+
+    async fn send(&mut self, frame: io::Result<Bytes>) {
+        // A reader that went away is noticed by `closed`.
+        _ = self.frames.send(frame).await;
+    }
+}
