@@ -176,6 +176,9 @@ impl Agent {
                     // What failed may have left less behind than was thought.
                     if ticks_to_table_look == 0 || (was_failing && self.dataplane.problems().is_empty()) {
                         ticks_to_table_look = TABLE_LOOK;
+                        self.begin_self_check();
+                    }
+                    if self.dataplane.looks_wrong() {
                         self.reconcile();
                     }
                     if was_failing {
@@ -283,6 +286,15 @@ impl Agent {
         if !self.synced {
             self.synced = true;
             tracing::info!("ready");
+        }
+    }
+
+    /// Looks whether the tables hold the plan, beside the work. Not before all of it is known.
+    fn begin_self_check(&mut self) {
+        if self.knows_all {
+            let (model, context) = (self.model.clone(), self.planner.context().clone());
+            self.dataplane
+                .begin_self_check(move || Planner::new(context).plan_everything(&model));
         }
     }
 

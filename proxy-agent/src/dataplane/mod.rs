@@ -30,6 +30,7 @@ pub mod pin;
 pub mod pressure;
 pub mod programmer;
 mod raw;
+mod self_check;
 pub mod service_name;
 mod shape;
 pub mod simulation;
@@ -62,6 +63,7 @@ use self::{
     observer::SharedObserver,
     pin::{PinDirectory, PinLock},
     programmer::Programmer,
+    self_check::SelfCheck,
     sockets::SocketAborter,
     takeover::Takeover,
     xdp::{Express, ExpressAttacher},
@@ -133,6 +135,7 @@ pub struct Dataplane {
     sockets: SocketAttacher,
     programmer: Programmer,
     collection: Collection,
+    self_check: SelfCheck,
     takeover: Takeover,
     /// What was asked for last
     edges: BTreeMap<u32, Edge>,
@@ -185,6 +188,7 @@ impl Dataplane {
                 options.collect_interval,
                 now,
             )?,
+            self_check: SelfCheck::default(),
             takeover: Takeover::new(tables()?),
             express_states: BTreeMap::new(),
             express: ExpressAttacher::new(options.pin.clone(), options.xdp.clone()),
@@ -235,6 +239,7 @@ impl Dataplane {
 
     /// Makes the tables hold exactly these frontends of the Services named, none for one that is gone.
     pub fn apply(&mut self, changes: BTreeMap<ObjectName, Vec<Frontend>>, now: Duration) {
+        self.self_check.note(changes.keys());
         self.programmer.apply(changes, now);
         self.purge(now);
     }
@@ -341,8 +346,35 @@ impl Dataplane {
         }
     }
 
-    /// Reads the tables back and makes good what differs from the plan, which is that of all Services. To be called now and
-    /// then; it takes as long as a start does.
+    /// Begins to compare the tables with the plan of all Services, which is made beside the writing: [`Self::looks_wrong`] tells
+    /// what came of it. To be called now and then.
+    pub fn begin_self_check(&mut self, plan: impl FnOnce() -> BTreeMap<ObjectName, Vec<Frontend>> + Send + 'static) {
+        // While two generations of tables are kept, what is carried from one to the other is in no plan.
+        if self.handover.is_some() {
+            return;
+        }
+        if let Some(wanted) = self.programmer.wanted()
+            && let Err(error) = self.self_check.begin(self.options.pin.clone(), wanted, plan)
+        {
+            tracing::warn!("the tables could not be read back: no thread: {error}");
+        }
+    }
+
+    /// Whether a look at the tables has ended that found something wrong, which may be a change that came meanwhile:
+    /// [`Self::reconcile`] looks again.
+    pub fn looks_wrong(&mut self) -> bool {
+        match self.self_check.poll() {
+            Some(Ok(differs)) => differs,
+            Some(Err(error)) => {
+                tracing::warn!("the tables could not be read back: {error:#}");
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Reads the tables back and makes good what differs from the plan, which is that of all Services. It takes as long as a
+    /// start does.
     pub fn reconcile(&mut self, plan: BTreeMap<ObjectName, Vec<Frontend>>, now: Duration) {
         // While two generations of tables are kept, what is carried from one to the other is in no plan.
         if self.handover.is_some() {

@@ -41,6 +41,11 @@ impl Planner {
         differs
     }
 
+    /// What all Services depend on.
+    pub const fn context(&self) -> &PlanContext {
+        &self.context
+    }
+
     /// Plans the Services of `changes`, and those that win or lose an address by them.
     pub fn update(&mut self, model: &Model, changes: &Changes) -> Update {
         match changes {

@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use proxy_common::layout::Device;
+
 use super::Programmer;
 use crate::{
     dataplane::{
@@ -13,10 +15,16 @@ use crate::{
         table::{TableError, Tables},
     },
     model::ObjectName,
-    plan::Frontend,
+    plan::{Frontend, NodePlan},
 };
 
 impl Programmer {
+    /// What the node and its devices are to be, once all is known: with a plan that is what tables are compared with.
+    pub fn wanted(&self) -> Option<(NodePlan, BTreeMap<u32, Device>)> {
+        let node = self.node.clone().filter(|_| self.complete)?;
+        Some((node, self.wanted_devices.clone()))
+    }
+
     /// Compares the tables with the plan, which is that of all Services, and has them hold it if they don't; gives what
     /// differed. What could not be written and is being tried again is no difference. `tables` are those that this programmer
     /// writes.
@@ -31,13 +39,13 @@ impl Programmer {
         plan: BTreeMap<ObjectName, Vec<Frontend>>,
         now: Duration,
     ) -> Result<Vec<Difference>, TableError> {
-        let Some(node) = self.node.clone().filter(|_| self.complete) else {
+        let Some((node, devices)) = self.wanted() else {
             return Ok(Vec::new());
         };
         let wanted = Wanted {
             frontends: &plan,
             node: &node,
-            devices: Some(&self.wanted_devices),
+            devices: Some(&devices),
         };
         let mut differences = audit::differences(&tables, &wanted)?;
         let failing: HashSet<String> = self.problems().into_iter().map(|problem| problem.object).collect();
