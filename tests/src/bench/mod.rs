@@ -3,6 +3,7 @@
 
 mod collector;
 mod comparison;
+mod control_plane;
 mod iptables;
 mod manifests;
 mod nftables;
@@ -32,6 +33,8 @@ enum Part {
     Collector,
     /// Packets a second from outside to a pod on another node, by XDP, by tc and by kube-proxy's rules
     NodePort,
+    /// The agent at the size of a large cluster: start, changes, memory
+    ControlPlane,
 }
 
 /// What `proxy-lab bench` can be told.
@@ -40,6 +43,9 @@ pub struct Options {
     /// What to measure [default: everything]
     #[arg(value_enum)]
     part: Option<Part>,
+    /// The same as `control-plane`
+    #[arg(long, conflicts_with = "part")]
+    control_plane: bool,
     /// Programs, Collector: flows in the table; 2, or powers of ten
     #[arg(long, value_delimiter = ',', default_values_t = [2, 1_000, 1_000_000])]
     flows: Vec<u32>,
@@ -72,7 +78,12 @@ pub fn run(options: &Options) -> Result<()> {
             .with_file_name("target")
             .join("bench")
     });
-    let is_asked = |part| options.part.is_none_or(|asked| asked == part);
+    let asked = if options.control_plane {
+        Some(Part::ControlPlane)
+    } else {
+        options.part
+    };
+    let is_asked = |part| asked.is_none_or(|asked| asked == part);
     if is_asked(Part::Programs) {
         programs::run(&options.flows, &machine, &directory)?;
     }
@@ -84,6 +95,9 @@ pub fn run(options: &Options) -> Result<()> {
     }
     if is_asked(Part::NodePort) {
         node_port::run(options, &machine, &directory)?;
+    }
+    if is_asked(Part::ControlPlane) {
+        control_plane::run(&machine, &directory)?;
     }
     Ok(())
 }
