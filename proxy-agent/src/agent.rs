@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc::Receiver,
+    task::JoinHandle,
     time::{MissedTickBehavior, interval},
 };
 
@@ -89,6 +90,8 @@ pub struct Agent {
     classes: BTreeMap<String, Class>,
     /// Why the devices could not be looked at
     device_problem: Option<Problem>,
+    /// The look for pods that pass no edge, while it is under way
+    pod_look: Option<JoinHandle<Result<BTreeMap<IpAddr, u32>>>>,
     /// What the last two looks found of pods that pass no edge
     unserved: [Vec<Problem>; 2],
     told: BTreeSet<Problem>,
@@ -119,6 +122,7 @@ impl Agent {
             node: None,
             classes: BTreeMap::new(),
             device_problem: None,
+            pod_look: None,
             unserved: [const { Vec::new() }; 2],
             told: BTreeSet::new(),
             synced: false,
@@ -188,10 +192,13 @@ impl Agent {
                     if self.device_problem.is_some() {
                         self.look_at_devices(&mut network).await;
                     }
+                    if let Some(look) = self.pod_look.take_if(|look| look.is_finished()) {
+                        self.take_unserved(look.await?);
+                    }
                     ticks_to_pod_look -= 1;
                     if ticks_to_pod_look == 0 {
                         ticks_to_pod_look = POD_LOOK;
-                        self.look_for_unserved(&network).await;
+                        self.look_for_unserved(&network);
                     }
                 }
             }
@@ -286,6 +293,7 @@ impl Agent {
         if !self.synced {
             self.synced = true;
             tracing::info!("ready");
+            dataplane::return_memory();
         }
     }
 
@@ -351,13 +359,21 @@ impl Agent {
         };
     }
 
-    /// Looks for pods of this node whose packets pass no edge. Where the kernel doesn't tell, nothing is known to be wrong.
-    async fn look_for_unserved(&mut self, network: &NetworkWatch) {
+    /// Begins to look for pods of this node whose packets pass no edge, unless that is under way: changes don't wait for it.
+    fn look_for_unserved(&mut self, network: &NetworkWatch) {
+        if self.pod_look.is_some() {
+            return;
+        }
         let slices = self.model.services().flat_map(ServiceView::slices);
         let endpoints = slices.flat_map(|slice| &slice.endpoints);
         let pods = endpoints.filter(|endpoint| endpoint.local && endpoint.conditions.ready);
         let pods: BTreeSet<IpAddr> = pods.map(|endpoint| endpoint.address).collect();
-        let found = match network.ways_to(&pods).await {
+        self.pod_look = Some(tokio::spawn(network.ways_to(pods)));
+    }
+
+    /// Takes in what came of a look. Where the kernel doesn't tell, nothing is known to be wrong.
+    fn take_unserved(&mut self, ways: Result<BTreeMap<IpAddr, u32>>) {
+        let found = match ways {
             Ok(ways) => unserved(&self.network, &edges(&self.network, &self.edges), &ways),
             Err(error) => {
                 tracing::debug!("looking for pods that pass no edge: {error:#}");

@@ -78,6 +78,7 @@ pub(crate) struct RunArgs {
 
 impl RunArgs {
     pub(crate) fn run(mut self) -> Result<()> {
+        dataplane::keep_little_memory();
         let mut warnings = Vec::new();
         let watch = Watch::new([&self.input.config, &self.agent_config].into_iter().flatten());
         let config = self.config(|warning| warnings.push(warning))?;

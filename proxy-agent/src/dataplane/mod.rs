@@ -151,6 +151,16 @@ pub struct Dataplane {
     _lock: PinLock,
 }
 
+/// Has this process keep little memory that it doesn't use. To be called before there are threads.
+pub fn keep_little_memory() {
+    raw::keep_little_memory();
+}
+
+/// Gives back what memory is free: all Services have been read and written, which takes twice of what is kept.
+pub fn return_memory() {
+    raw::return_memory();
+}
+
 /// The time since boot that the datapath's clock counts (`CLOCK_MONOTONIC`); what methods here take as `now`.
 pub fn now() -> Duration {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)

@@ -109,7 +109,7 @@ impl NetworkWatch {
             let defaults = routes.iter().filter(|route| is_default(route));
             network.default_routes.extend(defaults.flat_map(devices_of_route));
         }
-        let elsewhere = self.routes_to(&BTreeSet::from(ELSEWHERE)).await?;
+        let elsewhere = routes_to(&self.handle, &BTreeSet::from(ELSEWHERE)).await?;
         network.sources = elsewhere.values().filter_map(source_of_route).collect();
         Ok(network)
     }
@@ -119,37 +119,18 @@ impl NetworkWatch {
     ///
     /// # Errors
     /// If the kernel doesn't tell.
-    pub async fn ways_to(&self, addresses: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, u32>> {
-        let routes = self.routes_to(addresses).await?;
-        let device = |(address, route): (IpAddr, RouteMessage)| Some((address, *devices_of_route(&route).first()?));
-        Ok(routes.into_iter().filter_map(device).collect())
-    }
-
-    /// The route that this node takes to each of these addresses; without those that it has no way to, and its own.
-    async fn routes_to(&self, addresses: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, RouteMessage>> {
-        let mut taken = BTreeMap::new();
-        for &address in addresses {
-            let request = match address {
-                IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new()
-                    .destination_prefix(address, 32)
-                    .build(),
-                IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new()
-                    .destination_prefix(address, 128)
-                    .build(),
-            };
-            let routes = self.handle.route().get(request).execute().try_collect::<Vec<_>>().await;
-            let routes = match routes {
-                Ok(routes) => routes,
-                // No route: ENETUNREACH, EHOSTUNREACH, or what a route of type prohibit or blackhole says.
-                Err(rtnetlink::Error::NetlinkError(_)) => continue,
-                Err(error) => return Err(error).with_context(|| format!("cannot look up the route to {address}")),
-            };
-            let mut unicast = routes
-                .into_iter()
-                .filter(|route| route.header.kind == RouteType::Unicast);
-            taken.extend(unicast.next().map(|route| (address, route)));
+    ///
+    /// The kernel is asked for one after the other: not to be waited for where something else is to be done.
+    pub fn ways_to(
+        &self,
+        addresses: BTreeSet<IpAddr>,
+    ) -> impl Future<Output = Result<BTreeMap<IpAddr, u32>>> + Send + use<> {
+        let handle = self.handle.clone();
+        async move {
+            let routes = routes_to(&handle, &addresses).await?;
+            let device = |(address, route): (IpAddr, RouteMessage)| Some((address, *devices_of_route(&route).first()?));
+            Ok(routes.into_iter().filter_map(device).collect())
         }
-        Ok(taken)
     }
 
     /// Waits until something has changed that may matter. Dropping the future loses nothing.
@@ -172,6 +153,33 @@ impl NetworkWatch {
         self.has_changed();
         Ok(())
     }
+}
+
+/// The route that this node takes to each of these addresses; without those that it has no way to, and its own.
+async fn routes_to(handle: &Handle, addresses: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, RouteMessage>> {
+    let mut taken = BTreeMap::new();
+    for &address in addresses {
+        let request = match address {
+            IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(address, 32)
+                .build(),
+            IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(address, 128)
+                .build(),
+        };
+        let routes = handle.route().get(request).execute().try_collect::<Vec<_>>().await;
+        let routes = match routes {
+            Ok(routes) => routes,
+            // No route: ENETUNREACH, EHOSTUNREACH, or what a route of type prohibit or blackhole says.
+            Err(rtnetlink::Error::NetlinkError(_)) => continue,
+            Err(error) => return Err(error).with_context(|| format!("cannot look up the route to {address}")),
+        };
+        let mut unicast = routes
+            .into_iter()
+            .filter(|route| route.header.kind == RouteType::Unicast);
+        taken.extend(unicast.next().map(|route| (address, route)));
+    }
+    Ok(taken)
 }
 
 /// Removes the clsact queueing discipline of a device, unless it has filters.

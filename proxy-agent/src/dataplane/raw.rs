@@ -188,6 +188,30 @@ fn size<T>() -> u32 {
     u32::try_from(size_of::<T>()).expect("structures of the kernel are small")
 }
 
+/// Has the allocator of glibc keep little that is free: what is large gets pages of its own, which go back with it, and threads
+/// share one heap. Others have their own ways.
+pub(super) fn keep_little_memory() {
+    #[cfg(target_env = "gnu")]
+    {
+        /// Bytes; without a word glibc raises it with what is freed, up to 32 MiB.
+        const LARGE: libc::c_int = 128 * 1024;
+        // SAFETY: mallopt(3) takes any two integers.
+        unsafe {
+            libc::mallopt(libc::M_ARENA_MAX, 1);
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+        }
+    }
+}
+
+/// Gives back to the kernel what is free in the allocator of glibc.
+pub(super) fn return_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) may be called at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// The map, program or link pinned at a path.
 pub(super) fn object_get(path: &Path) -> io::Result<OwnedFd> {
     use std::os::unix::ffi::OsStrExt as _;

@@ -148,7 +148,7 @@ fn a_slice_without_a_service_changes_nothing() {
 #[test]
 fn another_nodes_object_changes_nothing() {
     let mut world = World::with([web("web", "10.96.0.1")]);
-    let other = serde_json::from_value(json!({
+    let other: Result<k8s_openapi::api::core::v1::Node, _> = serde_json::from_value(json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": "node-b", "labels": {"topology.kubernetes.io/zone": "zone-b"}},
     }));

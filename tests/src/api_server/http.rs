@@ -114,7 +114,7 @@ async fn record(shared: &Shared, path: &str, body: Incoming) -> Answer {
     if faults.events_forbidden {
         return failure(403, "Forbidden", "User \"node\" cannot create resource \"events\"");
     }
-    let Ok(body) = body.collect().await.map(|body| body.to_bytes()) else {
+    let Ok(body) = body.collect().await.map(http_body_util::Collected::to_bytes) else {
         return failure(400, "BadRequest", "half a request");
     };
     let Ok(event) = serde_json::from_slice(&body) else {
@@ -151,7 +151,9 @@ fn list(shared: &Shared, resource: Resource, selector: &Selector, query: &Query)
         item.remove("kind");
     }
     shared.read(|state| {
-        items.iter_mut().for_each(|item| state.faults.garble(resource, item));
+        for item in &mut items {
+            state.faults.garble(resource, item);
+        }
     });
     respond(
         200,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -20,8 +21,8 @@ use crate::{
 pub(super) struct Names {
     table: BoxedTable<u32, ServiceName>,
     counts: BoxedTable<u32, ServiceCounter>,
-    by_port: BTreeMap<ServicePort, u32>,
-    by_id: BTreeMap<u32, ServicePort>,
+    by_port: BTreeMap<Arc<ServicePort>, u32>,
+    by_id: BTreeMap<u32, Arc<ServicePort>>,
     /// Ids whose name isn't in the table yet
     unpublished: HashSet<u32>,
     /// Ids not needed any more, and since when: flows may still name them
@@ -51,7 +52,8 @@ impl Names {
         for (id, name) in entries {
             match service_name::decode(&name) {
                 Some(port) if id != 0 && !loaded.by_port.contains_key(&port) => {
-                    loaded.by_port.insert(port.clone(), id);
+                    let port = Arc::new(port);
+                    loaded.by_port.insert(Arc::clone(&port), id);
                     loaded.by_id.insert(id, port);
                 }
                 // Nothing that this agent has written.
@@ -65,7 +67,7 @@ impl Names {
 
     /// The service port of an id.
     pub(super) fn port(&self, id: u32) -> Option<&ServicePort> {
-        self.by_id.get(&id)
+        self.by_id.get(&id).map(Arc::as_ref)
     }
 
     /// The service ports of a Service and their ids.
@@ -79,13 +81,13 @@ impl Names {
         self.by_port
             .range(first..)
             .take_while(|(port, _)| port.namespace == object.namespace && port.service == object.name)
-            .map(|(port, id)| (port.clone(), *id))
+            .map(|(port, id)| (ServicePort::clone(port), *id))
             .collect()
     }
 
     /// All Services that have an id.
     pub(super) fn objects(&self) -> impl Iterator<Item = ObjectName> + '_ {
-        self.by_port.keys().map(super::object_of)
+        self.by_port.keys().map(|port| super::object_of(port))
     }
 
     /// The id of a service port, its old one if it has one, else the smallest that is free.
@@ -106,8 +108,9 @@ impl Names {
                 limit,
             });
         }
-        self.by_port.insert(port.clone(), id);
-        self.by_id.insert(id, port.clone());
+        let port = Arc::new(port.clone());
+        self.by_port.insert(Arc::clone(&port), id);
+        self.by_id.insert(id, port);
         self.unpublished.insert(id);
         Ok(id)
     }

@@ -25,7 +25,7 @@ use pem::Pem;
 pub(super) const VARIABLE: &str = "KUBEBUILDER_ASSETS";
 
 /// How long a program may take to start.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Cluster addresses of the lab.
 const SERVICE_RANGES: &str = "10.96.0.0/16,fd00:10:96::/112";

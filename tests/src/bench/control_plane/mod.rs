@@ -162,7 +162,7 @@ fn measure_in(lab: &Lab, size: Size) -> Result<Row> {
     eprintln!("  100 changes a second");
     let (before, since) = (process.processor_time()?, Instant::now());
     let busy = changes::measure(&server, &tables, NODE, size, BUSY, &mut editions)?;
-    let busy_share = (process.processor_time()? - before).as_secs_f64() / since.elapsed().as_secs_f64();
+    let busy_share = (process.processor_time()?.saturating_sub(before)).as_secs_f64() / since.elapsed().as_secs_f64();
     let memory = process.memory()?;
     let (requests, bytes) = (server.requests().len() - asked, server.traffic().bytes - sent);
 
