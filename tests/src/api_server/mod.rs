@@ -393,6 +393,9 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) -> io::Error {
             Ok((connection, _)) => connection,
             Err(error) => return error,
         };
+        // As Go's servers do: else an event waits 40 ms for the acknowledgement of the one before. A connection that is gone by
+        // now fails where it is served.
+        _ = connection.set_nodelay(true);
         let shared = shared.clone();
         let service = service_fn(move |request| http::answer(shared.clone(), request));
         // A connection ends in an error when the client goes away or a test broke it: both are as it should be.
