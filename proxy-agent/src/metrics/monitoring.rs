@@ -172,7 +172,7 @@ impl Asked {
                 }
                 ("by", _) => assert_eq!(next, "(", "{query}"),
                 _ if is_name && (next == "(" || next == "by") => {
-                    assert!(FUNCTIONS.contains(&token), "{query}: {token}")
+                    assert!(FUNCTIONS.contains(&token), "{query}: {token}");
                 }
                 _ if is_name => {
                     token.clone_into(&mut last_metric);
