@@ -90,8 +90,9 @@ pub fn forward_heir(context: XdpContext) -> u32 {
     XDP_PASS
 }
 
-/// Whether the previous generation decides.
-#[inline(always)]
+/// Whether the previous generation decides. (A function of its own: what it has on the stack would be below all that follows, and there
+/// is none to spare.)
+#[inline(never)]
 fn follows() -> bool {
     // SAFETY: read at once; the map's memory outlives the program.
     maps::HANDOVER
