@@ -58,7 +58,7 @@ const fn socket(program: &'static str, verified: u32, translated: u32) -> Budget
 const fn ingress(program: &'static str) -> Budget {
     Budget {
         program,
-        verified: 84_000,
+        verified: 100_000,
         translated: 118_000,
     }
 }
@@ -66,7 +66,7 @@ const fn ingress(program: &'static str) -> Budget {
 const fn egress(program: &'static str) -> Budget {
     Budget {
         program,
-        verified: 72_000,
+        verified: 90_000,
         translated: 111_000,
     }
 }

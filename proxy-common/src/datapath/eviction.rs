@@ -44,7 +44,7 @@ pub enum Look {
 
 /// Gives up so many `flows`, or as many as there are among the oldest openings that are expendable
 /// ([`flow::State::is_expendable`]): whether there is room now.
-#[inline(always)]
+#[inline(never)]
 pub(super) fn make_room<A: AddressBytes, T: Tables<A>>(tables: &T, flows: u32) -> bool {
     // No branch on the second: the verifier would go two ways from here.
     let first = tables.evict_one() == Look::Evicted;
