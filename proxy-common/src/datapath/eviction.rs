@@ -75,6 +75,10 @@ pub fn look_at_oldest<A: AddressBytes, T: Tables<A>>(tables: &T, victim: &mut Vi
     }
     victim.key = victim.opening.key();
     if !is_expendable(tables, victim) {
+        // It will be moved here, and is to be known then.
+        if tables.is_previous(&victim.key) {
+            tables.push_opening(&victim.opening);
+        }
         return Look::Kept;
     }
     let last_seen = victim.value.last_seen;

@@ -10,7 +10,7 @@ use proxy_common::{
     datapath::flow::{self, State, same_rewrite},
     layout::{
         FlowKey, FlowValue, Plain,
-        flow_flags::UNRESOLVED,
+        flow_flags::{REPLY, UNRESOLVED},
         tables::{FLOWS_V4, FLOWS_V6},
     },
 };
@@ -31,6 +31,36 @@ pub(super) struct Pass {
     pub(super) moved: usize,
     /// Entries that stay: no room, or their turn has not come
     pub(super) left: usize,
+}
+
+/// Copies the established flows of an older generation, which is out of sight when this one decides. Until then they must stay where they
+/// are, too. The others are over, or their clients ask again.
+///
+/// # Errors
+/// If a table can't be read or written.
+pub(super) fn copy_established(older: &Generation, own: &Generation) -> Result<()> {
+    copy_family::<[u8; 4]>(older, own, FLOWS_V4.name)?;
+    copy_family::<[u8; 16]>(older, own, FLOWS_V6.name)
+}
+
+fn copy_family<A: Address>(older: &Generation, own: &Generation, name: &str) -> Result<()>
+where
+    FlowKey<A>: Plain,
+    FlowValue<A>: Plain,
+{
+    let Some(mover) = Mover::<A>::open(older, own, name)? else {
+        return Ok(());
+    };
+    let (mut left, mut failed) = (0, None);
+    mover.pair.from.scan(&mut |key, _| match mover.copy_established(key) {
+        Ok(true) => {}
+        Ok(false) => left += 1,
+        Err(error) => failed = Some(error),
+    })?;
+    if left > 0 {
+        tracing::warn!("table {name} has no room for {left} established connections of the programs before the last");
+    }
+    failed.map_or(Ok(()), Err).with_context(|| format!("table {name}"))
 }
 
 /// Moves all flows. While the previous generation may still be choosing the port of a masquerade, it is left to it, unless
@@ -59,21 +89,13 @@ where
     let Ok(flows) = BytesMap::open(&previous.map(name)) else {
         return Ok(());
     };
-    let Some(pair) = Pair::open(previous, own, name).with_context(|| format!("table {name}"))? else {
+    let Some(mover) = Mover::<A>::open(previous, own, name)? else {
         // They stay where they are, until they end.
         flows.scan(&mut |_, _| pass.left += 1)?;
         return Ok(());
     };
-    let mut entries = 0;
-    pair.to.scan(&mut |_, _| entries += 1)?;
-    let mover = Mover::<A> {
-        room: Cell::new(most_expendable(pair.to.info().max_entries).saturating_sub(entries)),
-        pair,
-        keeps_ids: keeps_ids(previous, own),
-        _family: PhantomData,
-    };
     let mut failed = None;
-    flows.scan(&mut |key, value| match mover.shift(key, value, last) {
+    flows.scan(&mut |key, _| match mover.shift(key, last) {
         Ok(true) => pass.moved += 1,
         Ok(false) => pass.left += 1,
         Err(error) => {
@@ -85,9 +107,16 @@ where
 }
 
 /// How many entries a table may have for flows to be moved there that did not get anywhere, or are over. Without room for new flows, these
-/// would crowd each other out before they are answered: none of those that were moved is known to eviction.
+/// would crowd each other out before they are answered.
 const fn most_expendable(max_entries: u32) -> usize {
     (max_entries / 4 * 3) as usize
+}
+
+/// An entry in this generation's layout. Keys are laid out alike in all.
+#[derive(Clone, Copy)]
+struct Half<A> {
+    key: FlowKey<A>,
+    value: FlowValue<A>,
 }
 
 struct Mover<A> {
@@ -103,6 +132,21 @@ where
     FlowKey<A>: Plain,
     FlowValue<A>: Plain,
 {
+    /// Between tables of this name; `None` if the older one can't be read, or not be converted.
+    fn open(from: &Generation, to: &Generation, name: &str) -> Result<Option<Self>> {
+        let Some(pair) = Pair::open(from, to, name).with_context(|| format!("table {name}"))? else {
+            return Ok(None);
+        };
+        let mut entries = 0;
+        pair.to.scan(&mut |_, _| entries += 1)?;
+        Ok(Some(Self {
+            room: Cell::new(most_expendable(pair.to.info().max_entries).saturating_sub(entries)),
+            pair,
+            keeps_ids: keeps_ids(from, to),
+            _family: PhantomData,
+        }))
+    }
+
     fn converted(&self, value: &[u8]) -> Option<FlowValue<A>> {
         let mut value: FlowValue<A> = raw::from_bytes(&self.pair.value.apply(value))?;
         if !self.keeps_ids {
@@ -112,41 +156,73 @@ where
         Some(value)
     }
 
-    /// Whether the flow of an entry could be given up for a new one: by the other half too, wherever that is.
-    fn is_expendable(&self, key: &[u8], value: &FlowValue<A>) -> io::Result<bool> {
-        let Some(key) = raw::from_bytes::<FlowKey<A>>(key) else {
+    /// Moves the flow of an entry, both halves; `false` if it has to stay. One half alone would tell little of the flow to
+    /// eviction and to the collector, which look into this generation's table.
+    fn shift(&self, key: &[u8], last: bool) -> io::Result<bool> {
+        let Some(half) = self.half(key)? else {
+            // Moved with its twin, or over.
+            return Ok(true);
+        };
+        let (twin, state) = self.twin(&half)?;
+        let unresolved = |half: &Half<A>| half.value.flags & UNRESOLVED != 0;
+        if !last && (unresolved(&half) || twin.as_ref().is_some_and(unresolved)) {
             return Ok(false);
-        };
-        let twin_key = raw::to_bytes(&flow::twin_key(&key, value));
-        let Pair { from, to, .. } = &self.pair;
-        let twin = match from.get(&twin_key)? {
-            Some(twin) => self.converted(&twin),
-            None => to.get(&twin_key)?.and_then(|twin| raw::from_bytes(&twin)),
-        };
-        let twin = twin.filter(|twin| same_rewrite(twin, &flow::twin_value(&key, value)));
-        Ok(State::of(key.protocol, value, twin.as_ref()).is_expendable())
+        }
+        if self.room.get() == 0 && state.is_expendable() {
+            return Ok(false);
+        }
+        // The reply's half first: should there be no room for the other, it passes for one of an established flow.
+        let mut halves = [Some(half), twin];
+        halves.sort_by_key(|half| half.is_some_and(|half| half.value.flags & REPLY == 0));
+        for half in halves.into_iter().flatten() {
+            if !self.shift_half(&half)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
-    /// Moves one entry; `false` if it has to stay.
-    fn shift(&self, old_key: &[u8], old_value: &[u8], last: bool) -> io::Result<bool> {
-        let Pair { from, to, .. } = &self.pair;
-        let Some(value) = self.converted(old_value) else {
-            return Ok(false);
+    /// The other half of a flow, if it is there, and the state of the flow.
+    fn twin(&self, half: &Half<A>) -> io::Result<(Option<Half<A>>, State)> {
+        let Half { key, value } = half;
+        let twin = self.half(&raw::to_bytes(&flow::twin_key(key, value)))?;
+        let twin = twin.filter(|twin| same_rewrite(&twin.value, &flow::twin_value(key, value)));
+        let state = State::of(key.protocol, value, twin.map(|twin| twin.value).as_ref());
+        Ok((twin, state))
+    }
+
+    /// Copies an entry if its flow is established; `false` if there is no room.
+    fn copy_established(&self, key: &[u8]) -> io::Result<bool> {
+        let Some(half) = self.half(key)? else {
+            return Ok(true);
         };
-        if value.flags & UNRESOLVED != 0 && !last {
-            return Ok(false);
+        if self.twin(&half)?.1.is_expendable() {
+            return Ok(true);
         }
-        let key = self.pair.key.apply(old_key);
-        if self.room.get() == 0 && self.is_expendable(&key, &value)? {
-            return Ok(false);
+        match self.pair.to.set(key, &raw::to_bytes(&half.value), Update::New) {
+            Err(error) if error.raw_os_error() == Some(libc::E2BIG) => Ok(false),
+            copied => copied.map(|_| true),
         }
+    }
+
+    /// What the previous generation has under a key now.
+    fn half(&self, key: &[u8]) -> io::Result<Option<Half<A>>> {
+        let value = self.pair.from.get(key)?.and_then(|value| self.converted(&value));
+        let key = raw::from_bytes::<FlowKey<A>>(key);
+        Ok(key.zip(value).map(|(key, value)| Half { key, value }))
+    }
+
+    /// Moves one half; `false` if there is no room.
+    fn shift_half(&self, half: &Half<A>) -> io::Result<bool> {
+        let Pair { from, to, .. } = &self.pair;
+        let (key, value) = (raw::to_bytes(&half.key), half.value);
         let inserted = match to.set(&key, &raw::to_bytes(&value), Update::New) {
             Err(error) if error.raw_os_error() == Some(libc::E2BIG) => return Ok(false),
             inserted => inserted?,
         };
         self.room.set(self.room.get().saturating_sub(1));
         // A packet may have changed it since it was read.
-        let Some(value) = from.take(old_key)?.and_then(|value| self.converted(&value)) else {
+        let Some(value) = from.take(&key)?.and_then(|value| self.converted(&value)) else {
             return Ok(true);
         };
         let present = to.get(&key)?;

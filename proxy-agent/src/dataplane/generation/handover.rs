@@ -116,7 +116,7 @@ impl Handover {
         // What the previous generation has not moved to its own tables yet would be out of sight.
         let mut older = self.previous.leader().previous();
         while older.exists() {
-            flows::shift(&older, &self.own, true)?;
+            flows::copy_established(&older, &self.own)?;
             older = older.previous();
         }
         self.admit(programmer, now)?;
