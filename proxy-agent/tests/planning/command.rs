@@ -218,13 +218,16 @@ fn problems_go_to_stderr_and_the_rest_is_planned() {
 
 #[test]
 fn what_means_nothing_in_the_configuration_is_said() {
-    let text = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\noomScoreAdj: -999\n";
+    let text =
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\niptables: {masqueradeBit: 15}\n";
     let directory = directory(&[("web.yaml", SERVICE), ("config", text)]);
     let config = directory.path().join("config");
     let outcome = plan(directory.path(), &["--config", config.to_str().expect("UTF-8")]);
     assert!(outcome.success);
     assert!(
-        outcome.stderr.ends_with("mean nothing to this proxy: oomScoreAdj\n"),
+        outcome
+            .stderr
+            .ends_with("mean nothing to this proxy: iptables.masqueradeBit\n"),
         "{}",
         outcome.stderr
     );

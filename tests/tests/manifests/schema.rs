@@ -40,6 +40,7 @@ struct PodMonitorSpec {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct PodMetricsEndpoint {
     port: String,
+    honor_labels: bool,
     relabelings: Vec<Relabeling>,
 }
 

@@ -7,16 +7,16 @@ use std::{
     num::NonZero,
     path::Path,
     process::{Command, Stdio},
-    sync::{Mutex, PoisonError},
     thread,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 
 use super::tally::Tally;
 use crate::{process, workspace};
 
-/// The test that lasts minutes, whatever the machine: it runs beside all others.
+/// The test that lasts minutes, whatever the machine. It runs alone, after all others: its load would have them wait in vain, and
+/// theirs would have it lose what no proxy loses.
 const LONG: &str = "soak::five_minutes_break_no_connection";
 
 /// Builds and runs all tests.
@@ -32,22 +32,18 @@ pub(super) fn run(agent: &Path, tally: &mut Tally) -> Result<()> {
         return Ok(());
     }
     process::step("cargo test");
-    let held = Mutex::new(Vec::new());
-    let hold = |line| held.lock().unwrap_or_else(PoisonError::into_inner).push(line);
-    let (long, others) = thread::scope(|scope| {
-        let long = ["--test", "scenarios", "--", "--exact", LONG];
-        let long = scope.spawn(move || count(cargo_test(agent).args(long), &hold, &hold));
-        let others = ["--no-fail-fast", "--", "--skip", LONG];
-        let others = count(cargo_test(agent).args(others), &|line| println!("{line}"), &|line| {
-            eprintln!("{line}");
-        });
-        let long = long.join().map_err(|_| anyhow!("the thread of {LONG} panicked"));
-        (long.and_then(|counted| counted), others)
-    });
-    // Not between the lines of the others.
-    for line in held.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        println!("{line}");
-    }
+    let out = |line: String| println!("{line}");
+    let err = |line: String| eprintln!("{line}");
+    let others = count(
+        cargo_test(agent).args(["--no-fail-fast", "--", "--skip", LONG]),
+        &out,
+        &err,
+    );
+    let long = count(
+        cargo_test(agent).args(["--test", "scenarios", "--", "--exact", LONG]),
+        &out,
+        &err,
+    );
     tally.add(others?);
     let mut long = long?;
     if long.is_empty() {
@@ -106,6 +102,8 @@ fn count(command: &mut Command, out: &impl Fn(String), err: &(impl Fn(String) + 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     /// What a shell script that stands for `cargo test` says, and what is counted.
