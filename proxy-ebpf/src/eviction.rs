@@ -48,7 +48,8 @@ eviction!(look_at_oldest_v6, evict_one_v6, V6, VICTIM_V6);
 pub fn look(returned: u32) -> Look {
     match returned {
         0 => Look::None,
-        1 => Look::Kept,
-        _ => Look::Evicted,
+        1 => Look::Passed,
+        2 => Look::Evicted,
+        _ => Look::Kept,
     }
 }

@@ -5,9 +5,10 @@
 use super::{FlowHandle as _, Reason, Tables, flow};
 use crate::layout::{AddressBytes, FlowKey, FlowValue, Opening, flow_flags};
 
-/// How many openings are looked at for a flow to give up. Most of those before a flood are of flows that have ended: it must not
-/// take more new flows to pass them than a client sends first packets. Each is looked at once, so all in all this is no more
-/// work than opening flows was.
+/// How many openings of flows that are there are looked at for some to give up.
+const LIVING: u32 = 16;
+/// How many of flows that have ended are passed before each. Most of those before a flood have: it must not take more new flows to
+/// pass them than a client sends first packets. Each is passed once, so all in all this is no more work than opening flows was.
 const LOOKS: u32 = 1024;
 
 /// What eviction works on: there is too little stack for it in the kernel.
@@ -36,54 +37,61 @@ pub struct Victim<A> {
 pub enum Look {
     /// There is none that nobody has looked at
     None = 0,
-    /// Nothing was given up
-    Kept = 1,
-    /// A flow was given up
+    /// There is no such flow any more
+    Passed = 1,
+    /// It was given up
     Evicted = 2,
+    /// It is to stay, and is looked at again when all others have been
+    Kept = 3,
 }
 
 /// Gives up so many `flows`, or as many as there are among the oldest openings that are expendable
 /// ([`flow::State::is_expendable`]): whether there is room now.
 #[inline(never)]
 pub(super) fn make_room<A: AddressBytes, T: Tables<A>>(tables: &T, flows: u32) -> bool {
-    // No branch on the second: the verifier would go two ways from here.
-    let first = tables.evict_one() == Look::Evicted;
-    if flows > 1 {
-        tables.evict_one();
+    let mut evicted = 0;
+    for _ in 0..LIVING {
+        match tables.evict_one() {
+            Look::None => break,
+            Look::Kept | Look::Passed => {}
+            Look::Evicted => evicted += 1,
+        }
+        if evicted == flows {
+            break;
+        }
     }
-    first
+    evicted > 0
 }
 
-/// Gives up the oldest flow that is expendable.
+/// Passes the openings of flows that have ended, and looks at the first that has not: it is given up if it is expendable.
 #[inline(always)]
 pub fn evict_one<A: AddressBytes, T: Tables<A>>(tables: &T) -> Look {
     for _ in 0..LOOKS {
         let look = tables.look_at_oldest();
-        if look != Look::Kept {
+        if look != Look::Passed {
             return look;
         }
     }
-    Look::Kept
+    Look::Passed
 }
 
-/// Looks at the oldest opening that nobody has looked at, and gives its flow up if it is expendable. One that was used since,
-/// or was opened anew under the same key, is none of the oldest: it goes to the end of the row.
+/// Looks at the oldest opening, and gives its flow up if it is expendable. One that was used since, or was opened anew under the
+/// same key, is none of the oldest: it goes to the end of the row, as one that is to stay does, which will end some day.
 #[inline(always)]
 pub fn look_at_oldest<A: AddressBytes, T: Tables<A>>(tables: &T, victim: &mut Victim<A>) -> Look {
     if !tables.pop_opening(&mut victim.opening) {
         return Look::None;
     }
     victim.key = victim.opening.key();
-    if !is_expendable(tables, victim) {
+    if !load(tables, victim) {
         // It will be moved here, and is to be known then.
         if tables.is_previous(&victim.key) {
             tables.push_opening(&victim.opening);
         }
-        return Look::Kept;
+        return Look::Passed;
     }
-    let last_seen = victim.value.last_seen;
-    if victim.opening.is_before(last_seen) {
-        victim.opening = Opening::new(&victim.key, last_seen);
+    if !is_expendable(tables, victim) {
+        victim.opening = Opening::new(&victim.key, victim.value.last_seen);
         tables.push_opening(&victim.opening);
         return Look::Kept;
     }
@@ -92,16 +100,15 @@ pub fn look_at_oldest<A: AddressBytes, T: Tables<A>>(tables: &T, victim: &mut Vi
     Look::Evicted
 }
 
-/// Loads the flow of the victim's key; whether it may be given up.
+/// Whether the victim may be given up. One that is closed may whenever it was used.
 #[inline(always)]
 fn is_expendable<A: AddressBytes, T: Tables<A>>(tables: &T, victim: &mut Victim<A>) -> bool {
-    if !load(tables, victim) {
-        return false;
-    }
     // A slot may be read while it is written: then this is some flow, or the reply half of one.
     let twin = load_twin(tables, victim).then_some(&victim.present);
     let state = flow::State::of(victim.key.protocol, &victim.value, twin);
-    victim.value.flags & (flow_flags::REPLY | flow_flags::MASQUERADE) == 0 && state.is_expendable()
+    let used = victim.opening.is_before(victim.value.last_seen);
+    victim.value.flags & (flow_flags::REPLY | flow_flags::MASQUERADE) == 0
+        && (state == flow::State::Closing || state.is_expendable() && !used)
 }
 
 /// Removes every entry of the flow whose client's half is the victim's.
