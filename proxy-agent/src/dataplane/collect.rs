@@ -14,7 +14,7 @@ use super::{
     address::Address,
     observer::{self, SharedObserver},
     programmer::filter::bit_of,
-    stale::{self, Serving},
+    stale::{self, Part, Serving},
     table::{BoxedTable, Table, TableError, Tables},
 };
 use crate::model::Family;
@@ -103,22 +103,22 @@ impl Collector {
         Ok(usage)
     }
 
-    /// Removes the UDP flows whose endpoints serve no more. A failure is logged: the flows that stay end by themselves when
+    /// Removes the UDP flows whose endpoints serve no more, or a part of each. A failure is logged: the flows that stay end by themselves when
     /// their clients fall silent (behaviour.md 7.2 has no more to offer, either).
-    pub(super) fn purge(&mut self, serving: &Serving) {
+    pub(super) fn purge(&mut self, serving: &Serving, part: Part) {
         let removed = [
             purge(
                 Family::V4,
                 &mut *self.v4,
                 &mut *self.sockets_v4,
-                serving,
+                (serving, part),
                 &self.observer,
             ),
             purge(
                 Family::V6,
                 &mut *self.v6,
                 &mut *self.sockets_v6,
-                serving,
+                (serving, part),
                 &self.observer,
             ),
         ];
@@ -131,16 +131,16 @@ impl Collector {
     }
 }
 
-/// Removes the UDP flows of a family whose endpoints serve no more; gives how many entries these were.
+/// Removes the UDP flows of a family whose endpoints serve no more, or a part of each; gives how many entries these were.
 fn purge<A: Address>(
     family: Family,
     flows: Flows<'_, A>,
     sockets: &mut dyn Table<SocketKey<A>, SocketValue<A>>,
-    serving: &Serving,
+    (serving, part): (&Serving, Part),
     observer: &SharedObserver,
 ) -> Result<u64, TableError> {
     let began = Instant::now();
-    let removed = stale::remove(flows, serving)? + stale::remove_unconnected(sockets, serving)?;
+    let removed = stale::remove(flows, serving, part)? + stale::remove_unconnected(sockets, serving, part)?;
     observer.purged(family, began.elapsed(), removed);
     Ok(removed)
 }

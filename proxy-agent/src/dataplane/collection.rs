@@ -11,7 +11,7 @@ use super::{
     collect::{Collector, FlowUsage},
     programmer::GRACE,
     sockets::SocketAborter,
-    stale::Serving,
+    stale::{Part, Serving},
     table::{BoxedTable, TableError, Tables},
 };
 
@@ -20,7 +20,7 @@ enum Request {
     /// To remove old flows; the time since boot
     Collect(Duration),
     /// To remove flows to endpoints that serve no more, and to tell sockets that are connected to them
-    Purge(Serving),
+    Purge(Serving, Part),
 }
 
 /// Collects now and then on a thread of its own: a million flows must not hold up a change of endpoints.
@@ -140,8 +140,8 @@ impl Collection {
                             break;
                         }
                     }
-                    Request::Purge(serving) => {
-                        collector.purge(&serving);
+                    Request::Purge(serving, part) => {
+                        collector.purge(&serving, part);
                         // Connecting again they open new flows.
                         aborter.abort_stale(&serving);
                     }
@@ -162,12 +162,12 @@ impl Collection {
         })
     }
 
-    /// Has the UDP flows removed whose endpoints serve no more, and connected sockets told of it (behaviour.md 7.3): now, and when no
-    /// packet can be under way any more that was given its endpoint before.
+    /// Has the UDP flows removed whose endpoints serve no more, and connected sockets told of it (behaviour.md 7.3): what takes
+    /// requests there now; the rest, and what packets opened that had been given their endpoint before, when none can be under way any more.
     pub(super) fn purge(&mut self, serving: Serving, now: Duration) {
         self.unsettled.extend(serving.clone());
         self.settled = now + GRACE;
-        self.send(Request::Purge(serving));
+        self.send(Request::Purge(serving, Part::Requests));
     }
 
     /// The thread ends with this value only.
@@ -179,7 +179,7 @@ impl Collection {
     pub(super) fn poll(&mut self, now: Duration) -> Option<Result<FlowUsage, TableError>> {
         if now >= self.settled && !self.unsettled.is_empty() {
             let unsettled = std::mem::take(&mut self.unsettled);
-            self.send(Request::Purge(unsettled));
+            self.send(Request::Purge(unsettled, Part::All));
         }
         if !self.busy {
             // Unknown, none: the next round comes in its time.

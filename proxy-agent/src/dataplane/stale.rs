@@ -20,16 +20,26 @@ use super::{
 /// The endpoints that serve, by id of the service port: flows to others are stale. Ports that aren't in it are left alone.
 pub type Serving = BTreeMap<u32, HashSet<SocketAddr>>;
 
+/// How much of a stale flow is to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// What takes the client's datagrams to the endpoint: the next one goes elsewhere, and answers that are on their way arrive
+    Requests,
+    /// All of it
+    All,
+}
+
 /// How often the table is gone through: a packet that comes while it is may restore one half from the other.
 const ROUNDS: usize = 3;
 
-/// Removes the stale flows of a table; gives how many entries these were.
+/// Removes the stale flows of a table, or a part of each; gives how many entries these were.
 ///
 /// # Errors
 /// If the table can't be read or written.
 pub fn remove<A: Address>(
     flows: &mut dyn Table<FlowKey<A>, FlowValue<A>>,
     serving: &Serving,
+    part: Part,
 ) -> Result<u64, TableError> {
     let mut removed = 0;
     for _ in 0..ROUNDS {
@@ -38,6 +48,7 @@ pub fn remove<A: Address>(
             // Where conntrack sends the others is for `takeover` to know.
             key.protocol == UDP
                 && value.flags & flow_flags::CONNTRACK == 0
+                && (part == Part::All || value.flags & (flow_flags::REPLY | flow_flags::MASQUERADE) == 0)
                 && serving
                     .get(&value.service)
                     .is_some_and(|serving| is_stale(key, value, serving))
@@ -58,14 +69,15 @@ pub fn remove<A: Address>(
     Ok(removed)
 }
 
-/// Removes what unconnected sockets remember of stale backends, so that their next datagram is resolved anew; gives how many
-/// entries these were. Connected ones have to be told.
+/// Removes what unconnected sockets remember of stale backends, or a part of it, so that their next datagram is resolved anew; gives
+/// how many entries these were. Connected ones have to be told.
 ///
 /// # Errors
 /// If the table can't be read or written.
 pub fn remove_unconnected<A: Address>(
     sockets: &mut dyn Table<SocketKey<A>, SocketValue<A>>,
     serving: &Serving,
+    part: Part,
 ) -> Result<u64, TableError> {
     let mut stale = Vec::new();
     sockets.scan(&mut |key, value| {
@@ -77,6 +89,7 @@ pub fn remove_unconnected<A: Address>(
         let backend = SocketAddr::new(address.to_ip(), port);
         if key.protocol == UDP
             && value.flags & socket_flags::CONNECTED == 0
+            && (part == Part::All || key.direction == TO_BACKEND)
             && serving
                 .get(&value.service)
                 .is_some_and(|serving| !serving.contains(&backend))
@@ -135,7 +148,7 @@ mod tests {
     }
 
     fn removed(memory: &Memory, serving: &Serving) -> u64 {
-        remove(&mut memory.v4.flows.clone(), serving).expect("readable")
+        remove(&mut memory.v4.flows.clone(), serving, Part::All).expect("readable")
     }
 
     fn serving(endpoints: &[End]) -> Serving {
@@ -153,6 +166,19 @@ mod tests {
         assert_eq!(removed(&memory, &serving(&[THERE])), 8);
         assert_eq!(memory.v4.flows.entries().expect("readable").len(), 4);
         assert_eq!(removed(&memory, &serving(&[THERE])), 0);
+    }
+
+    /// Nothing that an answer needs on its way goes with the requests.
+    #[test]
+    fn rule_7_3_requests_go_before_the_rest() {
+        let memory = Memory::default();
+        insert(&memory, UDP, 3, CLIENT, GONE);
+        let mut flows = memory.v4.flows.clone();
+        let serving = serving(&[THERE]);
+        assert_eq!(remove(&mut flows, &serving, Part::Requests).expect("readable"), 1);
+        let forward = FlowKey::new(INGRESS, UDP, CLIENT, FRONTEND);
+        assert_eq!(flows.get(&forward).expect("readable"), None);
+        assert_eq!(removed(&memory, &serving), 3);
     }
 
     /// behaviour.md 7.1: TCP and SCTP end by themselves.
@@ -188,12 +214,14 @@ mod tests {
         remember(2, UDP, THERE, 0);
         remember(3, UDP, GONE, socket_flags::CONNECTED);
         remember(4, 6, GONE, 0);
-        let removed = |endpoints: &[End]| {
-            remove_unconnected(&mut memory.v4.sockets.clone(), &serving(endpoints)).expect("readable")
+        let removed = |endpoints: &[End], part| {
+            remove_unconnected(&mut memory.v4.sockets.clone(), &serving(endpoints), part).expect("readable")
         };
-        assert_eq!(removed(&[THERE]), 2);
-        assert_eq!(removed(&[THERE]), 0);
-        assert_eq!(removed(&[]), 2);
+        assert_eq!(removed(&[THERE], Part::Requests), 1);
+        assert_eq!(removed(&[THERE], Part::Requests), 0);
+        assert_eq!(removed(&[THERE], Part::All), 1);
+        assert_eq!(removed(&[THERE], Part::All), 0);
+        assert_eq!(removed(&[], Part::All), 2);
         let left = memory.v4.sockets.entries().expect("readable");
         assert!(left.iter().all(|(key, _)| [3, 4].contains(&key.cookie[0])) && left.len() == 4);
     }

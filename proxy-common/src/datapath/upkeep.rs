@@ -3,7 +3,7 @@
 use super::{Environment, FlowHandle as _, InsertError, InsertMode, Reason, Scratch, Tables, flow, masquerade};
 use crate::{
     layout::{AddressBytes, FlowValue, flow_flags, history},
-    packet::{Family, opens_connection, tcp_flags},
+    packet::{Family, UDP, opens_connection, tcp_flags},
 };
 
 /// Whether a packet of a known flow must pass through [`keep`] before it is rewritten.
@@ -53,6 +53,9 @@ pub(super) fn keep<F: Family, T: Tables<F::Address>, E: Environment>(
 }
 
 /// Restores a lost twin. `false` if the flow is over, or another has taken its twin's place.
+///
+/// UDP answers are translated without the client's half: it is removed first when an endpoint serves no more (behaviour.md 7.3), so
+/// that the client's next datagram goes elsewhere, while answers to the last are on their way. They must not bring it back.
 #[inline(never)]
 fn keep_twin<A: AddressBytes, T: Tables<A>, E: Environment>(
     tables: &T,
@@ -70,16 +73,18 @@ fn keep_twin<A: AddressBytes, T: Tables<A>, E: Environment>(
         ..
     } = scratch;
     let reopened = opens_connection(transport.tcp_flags);
+    let outlives = key.protocol == UDP
+        && value.flags & (flow_flags::REPLY | flow_flags::MASQUERADE | flow_flags::CONNTRACK) == flow_flags::REPLY;
     // Who is answered has asked. (No branch: the verifier would go two ways from here.)
     expected.history = (history::SEEN | history::CONFIRMED) * u8::from(value.flags & flow_flags::REPLY != 0);
     let Some(twin) = tables.flow(twin_key) else {
         return !flow::is_over(environment, key.protocol, value, None, reopened)
             // A full table is no reason to give up the half that lives.
-            && tables.insert_flow(twin_key, expected, InsertMode::New) != Err(InsertError::Exists);
+            && (outlives || tables.insert_flow(twin_key, expected, InsertMode::New) != Err(InsertError::Exists));
     };
     let twin = twin.value();
     if !flow::same_rewrite(&twin, expected) {
-        return false;
+        return outlives && !flow::is_over(environment, key.protocol, value, None, reopened);
     }
     let over = flow::is_over(environment, key.protocol, value, Some(&twin), reopened);
     if over {

@@ -189,13 +189,39 @@ both_families! {
     }
 
     fn lost_forward_half_is_restored<F>() {
-        for protocol in [TCP, UDP] {
+        let world = two_endpoints::<F>();
+        open(&world, TCP, true);
+        let forward = World::<F>::key(INGRESS, TCP, HERE, VIP);
+        world.flows.borrow_mut().remove(&forward).expect("a forward half");
+        assert_reply(&world, &Segment::later(TCP, OTHER_BACKEND, HERE));
+        assert_forward(&world, &Segment::later(TCP, HERE, VIP), Reason::Established, OTHER_BACKEND);
+    }
+
+    /// behaviour.md 7.3: the client's half of a UDP flow goes first. An answer that is on its way then arrives, the first one or a later,
+    /// before and after the client has asked another endpoint, and doesn't bring the half back.
+    fn rule_7_3_udp_answers_outlive_the_forward_half<F>() {
+        for answered in [false, true] {
             let world = two_endpoints::<F>();
-            open(&world, protocol, true);
-            let forward = World::<F>::key(INGRESS, protocol, HERE, VIP);
+            open(&world, UDP, true);
+            if answered {
+                assert_reply(&world, &Segment::later(UDP, OTHER_BACKEND, HERE));
+            }
+            let forward = World::<F>::key(INGRESS, UDP, HERE, VIP);
             world.flows.borrow_mut().remove(&forward).expect("a forward half");
-            assert_reply(&world, &Segment::later(protocol, OTHER_BACKEND, HERE));
-            assert_forward(&world, &Segment::later(protocol, HERE, VIP), Reason::Established, OTHER_BACKEND);
+            for tick in [100, 101] {
+                world.now.set(tick);
+                assert_reply(&world, &Segment::later(UDP, OTHER_BACKEND, HERE));
+            }
+            open(&world, UDP, false);
+            for tick in [101, 102] {
+                world.now.set(tick);
+                assert_reply(&world, &Segment::later(UDP, OTHER_BACKEND, HERE));
+                assert_reply(&world, &Segment::later(UDP, BACKEND, HERE));
+            }
+            assert_forward(&world, &Segment::later(UDP, HERE, VIP), Reason::Established, BACKEND);
+            // As long as a flow.
+            world.now.set(103 + TIMEOUTS.udp_established);
+            assert_eq!(world.leave(&Segment::later(UDP, OTHER_BACKEND, HERE)).reason, Reason::Unrelated);
         }
     }
 

@@ -190,26 +190,27 @@ both_families! {
         }
     }
 
+    /// But a UDP client's, which is lost on purpose (behaviour.md 7.3; `flows::rule_7_3_udp_answers_outlive_the_forward_half`).
     fn a_lost_half_is_restored<F>() {
-        for (lost, whole) in [
-            ((INGRESS, HERE, VIP), (EGRESS, BACKEND, HERE)),
-            ((EGRESS, BACKEND, HERE), (INGRESS, HERE, VIP)),
-            ((EGRESS, HERE, BACKEND), (INGRESS, BACKEND, MASQUERADED)),
-            ((INGRESS, BACKEND, MASQUERADED), (EGRESS, HERE, BACKEND)),
+        for (protocol, lost, whole) in [
+            (TCP, (INGRESS, HERE, VIP), (EGRESS, BACKEND, HERE)),
+            (UDP, (EGRESS, BACKEND, HERE), (INGRESS, HERE, VIP)),
+            (UDP, (EGRESS, HERE, BACKEND), (INGRESS, BACKEND, MASQUERADED)),
+            (UDP, (INGRESS, BACKEND, MASQUERADED), (EGRESS, HERE, BACKEND)),
         ] {
             let (world, hooks) = (world::<F>(), world::<F>());
-            assert_crosses(&world, &hooks, UPLINK, &Segment::first(UDP, HERE, VIP));
-            assert_crosses(&world, &hooks, UPLINK, &Segment::later(UDP, BACKEND, MASQUERADED));
-            let key = |(direction, source, destination)| World::<F>::key(direction, UDP, source, destination);
+            assert_crosses(&world, &hooks, UPLINK, &Segment::first(protocol, HERE, VIP));
+            assert_crosses(&world, &hooks, UPLINK, &Segment::later(protocol, BACKEND, MASQUERADED));
+            let key = |(direction, source, destination)| World::<F>::key(direction, protocol, source, destination);
             for one in [&world, &hooks] {
                 one.flows.borrow_mut().remove(&key(lost));
                 one.now.set(101);
             }
             // A packet of the other half brings it back.
             let segment = if whole.1 == BACKEND {
-                Segment::later(UDP, BACKEND, MASQUERADED)
+                Segment::later(protocol, BACKEND, MASQUERADED)
             } else {
-                Segment::later(UDP, HERE, VIP)
+                Segment::later(protocol, HERE, VIP)
             };
             assert_crosses(&world, &hooks, UPLINK, &segment);
             let restored = world.entry(&key(lost)).expect("restored");
