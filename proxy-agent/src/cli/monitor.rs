@@ -200,7 +200,7 @@ impl Printer {
 }
 
 /// An event for people.
-fn line(row: &EventRow, colours: bool) -> String {
+pub(super) fn line(row: &EventRow, colours: bool) -> String {
     let (word, colour) = match row.event {
         Happening::New => ("new", Color::Green),
         Happening::Reject => ("reject", Color::Yellow),

@@ -14,7 +14,7 @@ use std::{
 
 use proxy_common::{
     datapath::{
-        self, Environment, FlowHandle, Outcome, Reason,
+        self, Environment, FlowHandle, Outcome, Reason, flow,
         socket::{self, Socket, SocketTables},
     },
     layout::{
@@ -140,6 +140,15 @@ impl<'a, F: Family> Simulation<'a, F> {
             answer: RefCell::default(),
             lookups: RefCell::default(),
             error: RefCell::default(),
+        }
+    }
+
+    /// Does as if the flow of this key, and its other half, were not in the table.
+    pub fn forget_flow(&self, key: &FlowKey<F::Address>) {
+        if let Some(value) = self.flow_value(key) {
+            let mut changes = self.changes.borrow_mut();
+            changes.insert(flow::twin_key(key, &value), None);
+            changes.insert(*key, None);
         }
     }
 

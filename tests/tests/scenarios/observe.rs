@@ -91,6 +91,14 @@ impl Running {
         })
     }
 
+    /// The object that it prints before it ends.
+    fn last_object(mut self) -> Result<Value> {
+        self.child.wait()?;
+        // The senders end with the child's output.
+        let printed: Vec<String> = self.lines.iter().collect();
+        serde_json::from_str(&printed.join("\n")).with_context(|| format!("no object: {printed:#?}"))
+    }
+
     /// What has been printed so far.
     fn printed(&self) -> Vec<String> {
         self.lines.try_iter().collect()
@@ -196,6 +204,7 @@ fn monitor_flows_and_top_show_what_happens() -> Result<()> {
         }
         let others = refused.printed();
         ensure!(others.is_empty(), "not asked for: {others:#?}");
+        trace_waits_for_a_packet(lab)?;
         // As many others as there is room for, one of which was killed.
         drop(refused);
         top_shows_the_load(
@@ -206,6 +215,88 @@ fn monitor_flows_and_top_show_what_happens() -> Result<()> {
             ],
         )
     })
+}
+
+/// The next packet like the described one is explained as the kernel dealt with it: from a pod, and from a process of the node. Before that
+/// others come, and connections there are already.
+fn trace_waits_for_a_packet(lab: &Lab) -> Result<()> {
+    let both = serve(lab, "both", 4, &["near", "far"])?;
+    lab.wait_for_service("node-a", &both)?;
+    for family in Family::ALL {
+        let to_both = both.frontend(family, PORT);
+        for (from, sender) in [("pod", "client"), ("host", "node-a")] {
+            lab.tcp_request(sender, to_both)?;
+            let addresses = if from == "pod" {
+                lab.pod(sender).addresses()
+            } else {
+                lab.node(sender).addresses()
+            };
+            let source = addresses.with_port(family, 0).ip().to_string();
+            let described = [
+                "--from",
+                from,
+                "--source",
+                &source,
+                "--destination",
+                &to_both.to_string(),
+            ]
+            .map(String::from);
+            let described: Vec<&str> = described.iter().map(String::as_str).collect();
+            let wait = ["--protocol", "tcp", "--wait", "20s", "-o", "json"];
+            let trace = Running::start(lab, "node-a", "trace", &[&described[..], &wait].concat())?;
+            trace.line("it waits", |line| line.starts_with("waiting").then_some(()))?;
+            // Another protocol.
+            lab.udp_request(sender, to_both)?;
+            let connection = lab.namespace(sender).run(|| Connection::open(to_both))?;
+            let trace = trace.last_object()?;
+            let seen = &trace["seen"];
+            ensure!(
+                seen["destination"] == to_both.to_string() && seen["protocol"] == "TCP",
+                "{trace:#}"
+            );
+            if from == "pod" {
+                let port = connection.local_port()?;
+                ensure!(
+                    seen["source"] == addresses.with_port(family, port).to_string(),
+                    "{trace:#}"
+                );
+            }
+            ensure!(
+                trace["verdict"] == "forward" && trace["reason"] == seen["text"] && trace["backend"] == seen["backend"],
+                "{trace:#}"
+            );
+            ensure!(
+                trace["candidates"]
+                    .as_array()
+                    .is_some_and(|candidates| candidates.len() == 2),
+                "{trace:#}"
+            );
+        }
+    }
+    let nothing = lab.ask_agent(
+        "node-a",
+        "trace",
+        &[
+            "--from",
+            "pod",
+            "--protocol",
+            "tcp",
+            "--source",
+            "10.244.0.99",
+            "--destination",
+            &both.frontend(Family::V4, PORT).to_string(),
+            "--wait",
+            "1s",
+            "-o",
+            "json",
+        ],
+    )?;
+    let nothing: Value = serde_json::from_str(&nothing)?;
+    ensure!(
+        nothing.get("seen").is_some_and(Value::is_null) && nothing["verdict"] == "forward",
+        "{nothing:#}"
+    );
+    Ok(())
 }
 
 fn top_shows_the_load(lab: &Lab, targets: &[(Protocol, std::net::SocketAddr)]) -> Result<()> {

@@ -62,7 +62,8 @@ pub(super) struct Explained {
     pub(super) frontend: Option<usize>,
 }
 
-/// Runs a packet through the datapath, on these tables; `rows` are the frontends in them.
+/// Runs a packet through the datapath, on these tables; `rows` are the frontends in them. `seen` is the backend that it was sent
+/// to if it came in fact: then it is explained how that one came to be drawn, if it can be still.
 ///
 /// # Errors
 /// If a table can't be read, or there is no such packet.
@@ -72,23 +73,56 @@ pub(super) fn explain<F: Family>(
     from: Origin,
     packet: &FirstPacket,
     rows: &[ServiceRow],
+    seen: Option<SocketAddr>,
+) -> Result<Explained>
+where
+    F::Address: Address,
+{
+    let by_chance = || {
+        #[expect(clippy::cast_possible_truncation, reason = "some bits are as good as others")]
+        let random = RandomState::new().hash_one(0) as u32;
+        random
+    };
+    let run = |random: &dyn Fn() -> u32| run::<F>(tables, family, from, packet, rows, (random, seen.is_some()));
+    let explained = run(&by_chance)?;
+    if seen.is_none() || explained.explanation.backend == seen {
+        return Ok(explained);
+    }
+    let count = u64::try_from(explained.explanation.candidates.len()).unwrap_or(u64::MAX);
+    for index in 0..count {
+        // What `datapath::scale` makes this index of.
+        let draw = u32::try_from((index << 32).div_ceil(count)).unwrap_or(u32::MAX);
+        let drawn = run(&|| draw)?;
+        if drawn.explanation.backend == seen {
+            return Ok(drawn);
+        }
+    }
+    Ok(explained)
+}
+
+/// Runs it once, with these random numbers; as the first of its connection even if that is known, if it `opens` it.
+fn run<F: Family>(
+    tables: &Tables,
+    family: &FamilyTables<F::Address>,
+    from: Origin,
+    packet: &FirstPacket,
+    rows: &[ServiceRow],
+    (random, opens): (&dyn Fn() -> u32, bool),
 ) -> Result<Explained>
 where
     F::Address: Address,
 {
     let (mut bytes, key) = (packet.bytes()?, packet.key::<F::Address>()?);
-    let random = || {
-        #[expect(clippy::cast_possible_truncation, reason = "some bits are as good as others")]
-        let random = RandomState::new().hash_one(0) as u32;
-        random
-    };
     let surroundings = Surroundings {
         now: collect::tick(dataplane::now()),
         device: from.device(tables)?,
         timeouts: Timeouts::DEFAULT,
-        random: &random,
+        random,
     };
     let simulation = Simulation::<F>::new(tables, family);
+    if opens {
+        simulation.forget_flow(&key);
+    }
     let mut service = ServiceValue::default();
     let socket = TracedSocket::of(&key).filter(|_| from == Origin::Host);
     let (found, decided) = if let Some(mut socket) = socket {

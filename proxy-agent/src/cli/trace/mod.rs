@@ -2,6 +2,7 @@
 //! where that isn't what its sender wants.
 
 mod advice;
+mod arrival;
 mod decisions;
 mod explanation;
 mod knowledge;
@@ -9,9 +10,13 @@ mod origin;
 mod packet;
 mod socket;
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use proxy_common::{
     layout::address_flags,
@@ -21,6 +26,7 @@ use serde::Serialize;
 
 use self::{
     advice::{Advice, Case},
+    arrival::Arrival,
     explanation::{Explained, Explanation, explain},
     knowledge::Knowledge,
     origin::Origin,
@@ -30,13 +36,17 @@ use super::{
     ask::AskArgs,
     input::InputArgs,
     listing::{ListingArgs, or_dash},
+    monitor,
 };
-use crate::dataplane::{
-    self,
-    address::Address,
-    cgroup::Mode,
-    inspect::{self, FlowRow},
-    table::{FamilyTables, TableError, Tables},
+use crate::{
+    config::timeouts::duration,
+    dataplane::{
+        self,
+        address::Address,
+        cgroup::Mode,
+        inspect::{self, EventRow, FlowRow},
+        table::{FamilyTables, TableError, Tables},
+    },
 };
 
 /// Explain what becomes of the first packet of a new connection, each decision in order, and what to do if it is not forwarded:
@@ -71,11 +81,20 @@ pub(crate) struct TraceArgs {
     /// Tell what the flow table has of live connections from this source to this destination, too
     #[arg(long, conflicts_with = "manifests")]
     live: bool,
+
+    /// Wait for the next such packet that opens a connection or is refused, and explain that one: the source's port, and for
+    /// a process of the host its address, may be any
+    #[arg(long, value_name = "DURATION", value_parser = duration, num_args = 0..=1, default_missing_value = "30s",
+        conflicts_with = "manifests")]
+    wait: Option<Duration>,
 }
 
 /// What is printed.
 #[derive(Debug, Serialize)]
 struct Trace {
+    /// What the kernel did with the packet that was waited for, `null` if none came; absent unless asked for
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seen: Option<Arrival>,
     #[serde(flatten)]
     explanation: Explanation,
     /// What is wrong, and what to do; `null` if nothing is
@@ -94,14 +113,33 @@ impl TraceArgs {
         } else {
             (self.listing.tables()?, Knowledge::Agent(self.agent))
         };
-        let trace = match (self.source.address, self.destination.address) {
-            (IpAddr::V4(_), IpAddr::V4(_)) => self.trace::<V4>(&tables, &tables.v4, &knowledge)?,
-            (IpAddr::V6(_), IpAddr::V6(_)) => self.trace::<V6>(&tables, &tables.v6, &knowledge)?,
-            (source, destination) => {
-                bail!("--source {source} and --destination {destination} are of different families")
-            }
+        let (source, destination) = (self.source.address, self.destination.address);
+        ensure!(
+            source.is_ipv4() == destination.is_ipv4(),
+            "--source {source} and --destination {destination} are of different families"
+        );
+        let seen = self.wait.map(|patience| self.arrival(patience)).transpose()?;
+        let trace = if source.is_ipv4() {
+            self.trace::<V4>(&tables, &tables.v4, &knowledge, seen)?
+        } else {
+            self.trace::<V6>(&tables, &tables.v6, &knowledge, seen)?
         };
         self.listing.print(&trace, text)
+    }
+
+    /// The packet as it was described.
+    const fn packet(&self) -> FirstPacket {
+        FirstPacket {
+            protocol: self.protocol,
+            source: self.source,
+            destination: self.destination,
+        }
+    }
+
+    fn arrival(&self, patience: Duration) -> Result<Arrival> {
+        // One that can't be sent doesn't come.
+        self.packet().bytes()?;
+        arrival::wait(self.listing.pin(), self.from, &self.packet(), patience)
     }
 
     fn trace<F: Family>(
@@ -109,17 +147,20 @@ impl TraceArgs {
         tables: &Tables,
         family: &FamilyTables<F::Address>,
         knowledge: &Knowledge,
+        seen: Option<Arrival>,
     ) -> Result<Trace>
     where
         F::Address: Address,
     {
-        let packet = FirstPacket {
-            protocol: self.protocol,
-            source: self.source,
-            destination: self.destination,
+        let event = match &seen {
+            Some(Arrival::Seen(event)) => Some(&**event),
+            _ => None,
         };
+        let packet = event.map_or(self.packet(), |event| as_it_came(&self.packet(), event));
+        let backend = event.and_then(|event| event.backend);
+        let backend = backend.map(|backend| SocketAddr::new(backend.address, backend.port));
         let rows = inspect::services(tables)?;
-        let explained = explain::<F>(tables, family, self.from, &packet, &rows)?;
+        let explained = explain::<F>(tables, family, self.from, &packet, &rows, backend)?;
         let Explained {
             explanation,
             reason,
@@ -132,7 +173,7 @@ impl TraceArgs {
                 reason,
                 protocol: self.protocol.of_services(),
                 is_from_pod: self.from == Origin::Pod,
-                source: self.source.address,
+                source: packet.source.address,
                 destination: packet.destination(),
                 frontend: frontend.and_then(|index| rows.get(index)),
                 rows: &rows,
@@ -143,6 +184,7 @@ impl TraceArgs {
             .advice(),
         };
         Ok(Trace {
+            seen,
             explanation,
             advice,
             flows: self.live.then(|| self.flows(tables)).transpose()?,
@@ -196,6 +238,19 @@ impl TraceArgs {
     }
 }
 
+/// The described packet with the source that it had in fact, as far as that is known.
+fn as_it_came(packet: &FirstPacket, event: &EventRow) -> FirstPacket {
+    let source = event.source.filter(|source| source.port != 0);
+    let source = source.map(|source| End {
+        address: source.address,
+        port: Some(source.port),
+    });
+    FirstPacket {
+        source: source.unwrap_or(packet.source),
+        ..*packet
+    }
+}
+
 /// The node's own addresses of a family, and whether nodePorts are served there.
 fn own_addresses<A: Address>(family: &FamilyTables<A>) -> Result<Vec<(IpAddr, bool)>, TableError> {
     let mut own: Vec<_> = family
@@ -209,7 +264,20 @@ fn own_addresses<A: Address>(family: &FamilyTables<A>) -> Result<Vec<(IpAddr, bo
 }
 
 fn text(trace: &Trace) -> String {
-    let mut text = trace.explanation.to_string();
+    let mut text = match &trace.seen {
+        Some(Arrival::Seen(event)) => {
+            let changed = event.text != trace.explanation.reason
+                || event.backend.map(|backend| (backend.address, backend.port))
+                    != trace.explanation.backend.map(|backend| (backend.ip(), backend.port()));
+            let changed = if changed { "\nThe tables are others by now:" } else { "" };
+            format!("Seen  {}{changed}\n\n", monitor::line(event, false))
+        }
+        Some(Arrival::Nothing) => "No such packet opened a connection or was refused meanwhile: `proxy-agent monitor` shows \
+                                   others, and packets that don't come by this node are not seen. It would be explained by\n\n"
+            .to_owned(),
+        None => String::new(),
+    };
+    text += &trace.explanation.to_string();
     if let Some(flows) = &trace.flows {
         text += "\n\nConnections there are";
         for flow in flows {
