@@ -72,8 +72,19 @@ impl RequestError {
 
     /// Whether nothing came back at all.
     pub fn is_timeout(&self) -> bool {
-        let kinds = [io::ErrorKind::TimedOut, io::ErrorKind::WouldBlock];
-        matches!(self, Self::Connect(error) | Self::Exchange(error) if kinds.contains(&error.kind()))
+        matches!(self, Self::Connect(error) | Self::Exchange(error) if TIMEOUTS.contains(&error.kind()))
+    }
+}
+
+/// The kinds of errors of who waited in vain.
+const TIMEOUTS: [io::ErrorKind; 2] = [io::ErrorKind::TimedOut, io::ErrorKind::WouldBlock];
+
+/// The same error; of one who waited in vain with his port, by which tables and logs know the connection.
+fn unanswered(error: io::Error, port: u16) -> io::Error {
+    if TIMEOUTS.contains(&error.kind()) {
+        io::Error::new(error.kind(), format!("{error}, at port {port}"))
+    } else {
+        error
     }
 }
 
@@ -101,7 +112,9 @@ impl Connection {
 
     fn connect(local: SocketAddr, to: SocketAddr) -> io::Result<Self> {
         let socket = bound_socket(Type::STREAM, local)?;
-        socket.connect_timeout(&to.into(), DEADLINE)?;
+        let connected = socket.connect_timeout(&to.into(), DEADLINE);
+        let port = socket.local_addr()?.as_socket().map_or(0, |local| local.port());
+        connected.map_err(|error| unanswered(error, port))?;
         socket.set_tcp_nodelay(true)?;
         socket.set_read_timeout(Some(DEADLINE))?;
         socket.set_write_timeout(Some(DEADLINE))?;
@@ -256,11 +269,15 @@ impl UdpClient {
 
     fn answer(&self, to: SocketAddr, question: &[u8], start: Instant) -> Result<Answer, RequestError> {
         let mut datagram = vec![0; question.len() + 256];
-        let (length, from) = self.socket.recv_from(&mut datagram)?;
+        let port = self.local_port()?;
+        let received = self.socket.recv_from(&mut datagram);
+        let (length, from) = received.map_err(|error| unanswered(error, port))?;
         let answer = &datagram[..length];
         let text = String::from_utf8_lossy(answer);
         if from != to {
-            return Err(RequestError::Wrong(format!("{text} from {from} instead of {to}")));
+            return Err(RequestError::Wrong(format!(
+                "{text} from {from} instead of {to}, at port {port}"
+            )));
         }
         let (line, echo) = answer.split_at(
             answer
