@@ -8,7 +8,7 @@ use aya_ebpf::{
     },
 };
 use proxy_common::{
-    datapath::{Claim, Environment, Reason, Scratch, Tables},
+    datapath::{Claim, Environment, Eviction, Reason, Scratch, Tables},
     layout::{AddressBytes, Event, FlowKey, TICK_SHIFT, Timeouts},
     packet::{TCP, UDP},
 };
@@ -111,12 +111,12 @@ impl Environment for Kernel {
 
     /// As above.
     #[inline(always)]
-    fn claim<A: AddressBytes, T: Tables<A>>(&self, _tables: &T, scratch: &Scratch<A>, evict: bool) -> Claim {
-        let (context, scratch, evict) = (self.context.cast(), &raw const *scratch, evict.into());
+    fn claim<A: AddressBytes, T: Tables<A>>(&self, _tables: &T, scratch: &mut Scratch<A>, eviction: Eviction) -> Claim {
+        let (context, scratch, eviction) = (self.context.cast(), &raw mut *scratch, eviction as u32);
         outlined::claimed(if is_ipv6::<A>() {
-            xdp::claim_at_uplink_v6(context, scratch.cast(), evict)
+            xdp::claim_at_uplink_v6(context, scratch.cast(), eviction)
         } else {
-            xdp::claim_at_uplink_v4(context, scratch.cast(), evict)
+            xdp::claim_at_uplink_v4(context, scratch.cast(), eviction)
         })
     }
 }

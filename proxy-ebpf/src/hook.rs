@@ -4,7 +4,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use proxy_common::{
-    datapath::{self, Claim, Environment, Reason, Scratch, Tables},
+    datapath::{self, Claim, Environment, Eviction, Reason, Scratch, Tables},
     layout::{AddressBytes, Event, FlowKey, HeldKey, Timeouts},
     packet::{Family, Packet, V4, V6},
 };
@@ -85,10 +85,15 @@ macro_rules! outlined {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $claim(skb: *mut __sk_buff, scratch: *const Scratch<$address>, evict: u32) -> u32 {
+        extern "C" fn $claim(skb: *mut __sk_buff, scratch: *mut Scratch<$address>, eviction: u32) -> u32 {
             // SAFETY: as above.
-            match unsafe { scratch.as_ref() } {
-                Some(scratch) => datapath::claim(&Maps($family), &Hook::<$link>::new(skb), scratch, evict != 0) as u32,
+            match unsafe { scratch.as_mut() } {
+                Some(scratch) => datapath::claim(
+                    &Maps($family),
+                    &Hook::<$link>::new(skb),
+                    scratch,
+                    Eviction::from_number(eviction),
+                ) as u32,
                 None => Claim::Full as u32,
             }
         }
@@ -250,13 +255,13 @@ impl<const LINK: usize> Environment for Hook<LINK> {
     }
 
     #[inline(always)]
-    fn claim<A: AddressBytes, T: Tables<A>>(&self, _tables: &T, scratch: &Scratch<A>, evict: bool) -> Claim {
-        let (skb, scratch, evict) = (self.skb, &raw const *scratch, evict.into());
+    fn claim<A: AddressBytes, T: Tables<A>>(&self, _tables: &T, scratch: &mut Scratch<A>, eviction: Eviction) -> Claim {
+        let (skb, scratch, eviction) = (self.skb, &raw mut *scratch, eviction as u32);
         claimed(match (LINK, is_ipv6::<A>()) {
-            (ETHERNET, false) => claim_v4(skb, scratch.cast(), evict),
-            (ETHERNET, true) => claim_v6(skb, scratch.cast(), evict),
-            (_, false) => claim_l3_v4(skb, scratch.cast(), evict),
-            (_, true) => claim_l3_v6(skb, scratch.cast(), evict),
+            (ETHERNET, false) => claim_v4(skb, scratch.cast(), eviction),
+            (ETHERNET, true) => claim_v6(skb, scratch.cast(), eviction),
+            (_, false) => claim_l3_v4(skb, scratch.cast(), eviction),
+            (_, true) => claim_l3_v6(skb, scratch.cast(), eviction),
         })
     }
 

@@ -16,7 +16,7 @@ use aya_ebpf::{
 };
 use core::marker::PhantomData;
 use proxy_common::{
-    datapath::{self, Claim, Crossing, Forwarding, Hop, Routes, Scratch, Tables},
+    datapath::{self, Claim, Crossing, Eviction, Forwarding, Hop, Routes, Scratch, Tables},
     layout::{AddressBytes, FlowKey},
     packet::{ChecksumChange, Hops, Packet, V4, V6, View as _, ViewMut as _, checksum},
 };
@@ -98,10 +98,15 @@ macro_rules! outlined {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $claim(context: *mut xdp_md, scratch: *const Scratch<$address>, evict: u32) -> u32 {
+        pub extern "C" fn $claim(context: *mut xdp_md, scratch: *mut Scratch<$address>, eviction: u32) -> u32 {
             // SAFETY: as above.
-            match unsafe { scratch.as_ref() } {
-                Some(scratch) => datapath::claim(&Maps($family), &kernel(context), scratch, evict != 0) as u32,
+            match unsafe { scratch.as_mut() } {
+                Some(scratch) => datapath::claim(
+                    &Maps($family),
+                    &kernel(context),
+                    scratch,
+                    Eviction::from_number(eviction),
+                ) as u32,
                 None => Claim::Full as u32,
             }
         }

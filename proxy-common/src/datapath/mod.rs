@@ -37,7 +37,7 @@ pub use frontend::{NO_PORTS, find as find_frontend, find_for_process};
 pub use host::judge_host_packet;
 pub use icmp_error::icmp_error;
 pub use reject::{refuse, reject};
-pub use reserve::{Claim, claim};
+pub use reserve::{Claim, Eviction, Rival, claim};
 pub use select::{Choice, decide, scale};
 pub use tables::{Environment, FlowHandle, InsertError, InsertMode, PacketCopy, Scratch, Tables};
 pub use tell::tell;

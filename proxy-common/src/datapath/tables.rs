@@ -1,8 +1,8 @@
 //! What the datapath needs of the world: tables, clock, chance.
 
 use super::{
-    Claim, Look, Reason, Victim, choose, claim, evict_one, icmp_error, judge_host_packet, look_at_oldest, refuse,
-    send_held, tell,
+    Claim, Eviction, Look, Reason, Rival, Victim, choose, claim, evict_one, icmp_error, judge_host_packet,
+    look_at_oldest, refuse, send_held, tell,
 };
 use crate::layout::{
     AddressBytes, AffinityKey, AffinityValue, Backend, Event, FlowKey, FlowValue, FragmentKey, FragmentValue,
@@ -65,6 +65,8 @@ pub struct Scratch<A> {
     pub twin: FlowValue<A>,
     /// The packet's transport header
     pub transport: Transport,
+    /// Who has the place of the other half
+    pub rival: Rival<A>,
     /// 1 for a fragment, whose headers are not read yet, else 0
     pub is_fragment: u32,
     /// Of a first fragment: why it goes on, or not
@@ -85,6 +87,7 @@ impl<A: AddressBytes> Scratch<A> {
             twin_key: key,
             twin: FlowValue::default(),
             transport: Transport::default(),
+            rival: Rival::default(),
             is_fragment: 0,
             reason: Reason::Unrelated,
             fragment_key: FragmentKey::new(INGRESS, 0, A::default(), A::default(), 0),
@@ -259,11 +262,11 @@ pub trait Environment {
     }
     /// [`super::claim`](fn@super::claim), likewise.
     #[inline(always)]
-    fn claim<A: AddressBytes, T: Tables<A>>(&self, tables: &T, scratch: &Scratch<A>, evict: bool) -> Claim
+    fn claim<A: AddressBytes, T: Tables<A>>(&self, tables: &T, scratch: &mut Scratch<A>, eviction: Eviction) -> Claim
     where
         Self: Sized,
     {
-        claim(tables, self, scratch, evict)
+        claim(tables, self, scratch, eviction)
     }
     /// [`super::send_held`](fn@super::send_held), likewise.
     #[inline(always)]

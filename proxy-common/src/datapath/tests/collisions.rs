@@ -6,13 +6,19 @@ use super::{
     world::{BACKEND, CLIENT, OTHER_VIP, Sent, TIMEOUTS, VIP, World},
 };
 use crate::{
-    datapath::Reason,
-    layout::{EGRESS, FlowValue, INGRESS},
+    datapath::{
+        Reason,
+        flow::{twin_key, twin_value},
+    },
+    layout::{EGRESS, FlowValue, INGRESS, flow_flags, history},
     packet::{TCP, UDP, tcp_flags},
 };
 
 /// The client's endpoint of these tests.
 const HERE: (u128, u16) = (CLIENT, 40_000);
+
+/// The frontend of the flow of [`take`]; nobody serves it.
+const THIRD_VIP: (u128, u16) = (OTHER_VIP.0 + 1, OTHER_VIP.1);
 
 /// Two frontends with one endpoint, and a flow of [`HERE`] through the first.
 fn colliding<F: TestFamily>(protocol: u8) -> World<F> {
@@ -23,6 +29,24 @@ fn colliding<F: TestFamily>(protocol: u8) -> World<F> {
         Reason::NewFlow
     );
     world
+}
+
+/// Has another client's flow use a port towards the backend that replies to [`CLIENT`] would come to; with this history of the
+/// backend's packets, all of this tick.
+fn take<F: TestFamily>(world: &World<F>, port: u16, history: u8) {
+    let reply = World::<F>::key(EGRESS, UDP, BACKEND, (CLIENT, port));
+    let value = FlowValue {
+        address: F::address(THIRD_VIP.0),
+        port: THIRD_VIP.1,
+        other_port: 50_000,
+        last_seen: world.now.get(),
+        history,
+        flags: flow_flags::REPLY,
+        ..FlowValue::default()
+    };
+    let mut flows = world.flows.borrow_mut();
+    flows.insert(twin_key(&reply, &value), twin_value(&reply, &value));
+    flows.insert(reply, value);
 }
 
 both_families! {
@@ -56,12 +80,27 @@ both_families! {
     }
 
     fn flow_without_a_free_port_is_dropped<F>() {
-        let world = colliding::<F>(TCP);
-        let taken = World::<F>::key(EGRESS, TCP, BACKEND, (CLIENT, 1024));
-        world.flows.borrow_mut().insert(taken, FlowValue::default());
-        let before = world.flows.borrow().clone();
-        assert_eq!(world.enter(&Segment::first(TCP, HERE, OTHER_VIP)).reason, Reason::PortsExhausted);
-        assert_eq!(*world.flows.borrow(), before);
+        let lasting = history::SEEN | history::LASTING;
+        // Used lately, or established.
+        for (now, history) in [(101, 0), (110, lasting)] {
+            let world = colliding::<F>(UDP);
+            world.leave(&Segment::later(UDP, BACKEND, HERE));
+            take(&world, 1024, history);
+            world.now.set(now);
+            let before = world.flows.borrow().clone();
+            assert_eq!(world.enter(&Segment::first(UDP, HERE, OTHER_VIP)).reason, Reason::PortsExhausted);
+            assert_eq!(*world.flows.borrow(), before);
+        }
+    }
+
+    /// A flood through a masquerade leaves ports to others, though the table has room for its flows.
+    fn ports_of_flows_that_got_nowhere_are_given_up_in_need<F>() {
+        let world = colliding::<F>(UDP);
+        take(&world, 1024, history::SEEN);
+        world.now.set(102);
+        let sent = world.enter(&Segment::first(UDP, HERE, OTHER_VIP));
+        assert_eq!((sent.reason, sent.source), (Reason::NewFlow, (CLIENT, 1024)));
+        assert_eq!(world.entries(), 4, "both halves of the flow that was given up are gone");
     }
 
     fn port_of_a_closed_flow_is_free<F>() {
