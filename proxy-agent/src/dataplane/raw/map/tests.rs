@@ -4,17 +4,14 @@ use super::*;
 fn trie() -> BytesMap {
     const LPM_TRIE: u32 = 11;
     const NO_PREALLOC: u32 = 1;
-    let mut attributes = MapCreate {
+    let trie = create(MapCreate {
         map_type: LPM_TRIE,
         key_size: 8,
         value_size: 4,
         max_entries: 8,
         map_flags: NO_PREALLOC,
-    };
-    // SAFETY: `MapCreate` is the beginning of `union bpf_attr` for the command and holds no pointers.
-    let fd = unsafe { bpf(BPF_MAP_CREATE, &mut attributes) }.expect("a trie");
-    // SAFETY: the kernel just made this descriptor for us alone.
-    BytesMap::new(unsafe { OwnedFd::from_raw_fd(fd) }).expect("a map")
+    });
+    BytesMap::new(trie.expect("a trie")).expect("a map")
 }
 
 #[test]
