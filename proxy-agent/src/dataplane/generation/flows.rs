@@ -3,11 +3,11 @@
 //! An entry is in one of the two tables at least, and the programs look into this generation's first: so a flow is never without
 //! one. Its halves may be in different tables for a moment, for each finds its way by itself.
 
-use std::{cell::Cell, io, marker::PhantomData};
+use std::{cell::Cell, io};
 
 use anyhow::{Context as _, Result};
 use proxy_common::{
-    datapath::flow::{self, State, same_rewrite},
+    datapath::flow::same_rewrite,
     layout::{
         FlowKey, FlowValue, Plain,
         flow_flags::{REPLY, UNRESOLVED},
@@ -17,7 +17,7 @@ use proxy_common::{
 
 use super::{
     Generation,
-    carry::{Pair, keeps_ids},
+    halves::{Half, Halves},
 };
 use crate::dataplane::{
     address::Address,
@@ -52,11 +52,14 @@ where
         return Ok(());
     };
     let (mut left, mut failed) = (0, None);
-    mover.pair.from.scan(&mut |key, _| match mover.copy_established(key) {
-        Ok(true) => {}
-        Ok(false) => left += 1,
-        Err(error) => failed = Some(error),
-    })?;
+    mover
+        .halves
+        .from
+        .scan(&mut |key, _| match mover.copy_established(key) {
+            Ok(true) => {}
+            Ok(false) => left += 1,
+            Err(error) => failed = Some(error),
+        })?;
     if left > 0 {
         tracing::warn!("table {name} has no room for {left} established connections of the programs before the last");
     }
@@ -112,19 +115,10 @@ const fn most_expendable(max_entries: u32) -> usize {
     (max_entries / 4 * 3) as usize
 }
 
-/// An entry in this generation's layout. Keys are laid out alike in all.
-#[derive(Clone, Copy)]
-struct Half<A> {
-    key: FlowKey<A>,
-    value: FlowValue<A>,
-}
-
 struct Mover<A> {
-    pair: Pair,
-    keeps_ids: bool,
+    halves: Halves<A>,
     /// Entries of such flows that may still be moved
     room: Cell<usize>,
-    _family: PhantomData<A>,
 }
 
 impl<A: Address> Mover<A>
@@ -134,36 +128,25 @@ where
 {
     /// Between tables of this name; `None` if the older one can't be read, or not be converted.
     fn open(from: &Generation, to: &Generation, name: &str) -> Result<Option<Self>> {
-        let Some(pair) = Pair::open(from, to, name).with_context(|| format!("table {name}"))? else {
+        let Some(halves) = Halves::open(from, to, name)? else {
             return Ok(None);
         };
-        let mut entries = 0;
-        pair.to.scan(&mut |_, _| entries += 1)?;
+        let (table, mut entries) = (&halves.to, 0);
+        table.scan(&mut |_, _| entries += 1)?;
         Ok(Some(Self {
-            room: Cell::new(most_expendable(pair.to.info().max_entries).saturating_sub(entries)),
-            pair,
-            keeps_ids: keeps_ids(from, to),
-            _family: PhantomData,
+            room: Cell::new(most_expendable(table.info().max_entries).saturating_sub(entries)),
+            halves,
         }))
-    }
-
-    fn converted(&self, value: &[u8]) -> Option<FlowValue<A>> {
-        let mut value: FlowValue<A> = raw::from_bytes(&self.pair.value.apply(value))?;
-        if !self.keeps_ids {
-            // Nobody's: the id may be another's by now.
-            value.service = 0;
-        }
-        Some(value)
     }
 
     /// Moves the flow of an entry, both halves; `false` if it has to stay. One half alone would tell little of the flow to
     /// eviction and to the collector, which look into this generation's table.
     fn shift(&self, key: &[u8], last: bool) -> io::Result<bool> {
-        let Some(half) = self.half(key)? else {
+        let Some(half) = self.halves.half(key)? else {
             // Moved with its twin, or over.
             return Ok(true);
         };
-        let (twin, state) = self.twin(&half)?;
+        let (twin, state) = self.halves.twin(&half)?;
         let unresolved = |half: &Half<A>| half.value.flags & UNRESOLVED != 0;
         if !last && (unresolved(&half) || twin.as_ref().is_some_and(unresolved)) {
             return Ok(false);
@@ -182,39 +165,23 @@ where
         Ok(true)
     }
 
-    /// The other half of a flow, if it is there, and the state of the flow.
-    fn twin(&self, half: &Half<A>) -> io::Result<(Option<Half<A>>, State)> {
-        let Half { key, value } = half;
-        let twin = self.half(&raw::to_bytes(&flow::twin_key(key, value)))?;
-        let twin = twin.filter(|twin| same_rewrite(&twin.value, &flow::twin_value(key, value)));
-        let state = State::of(key.protocol, value, twin.map(|twin| twin.value).as_ref());
-        Ok((twin, state))
-    }
-
     /// Copies an entry if its flow is established; `false` if there is no room.
     fn copy_established(&self, key: &[u8]) -> io::Result<bool> {
-        let Some(half) = self.half(key)? else {
+        let Some(half) = self.halves.half(key)? else {
             return Ok(true);
         };
-        if self.twin(&half)?.1.is_expendable() {
+        if self.halves.twin(&half)?.1.is_expendable() {
             return Ok(true);
         }
-        match self.pair.to.set(key, &raw::to_bytes(&half.value), Update::New) {
+        match self.halves.to.set(key, &raw::to_bytes(&half.value), Update::New) {
             Err(error) if error.raw_os_error() == Some(libc::E2BIG) => Ok(false),
             copied => copied.map(|_| true),
         }
     }
 
-    /// What the previous generation has under a key now.
-    fn half(&self, key: &[u8]) -> io::Result<Option<Half<A>>> {
-        let value = self.pair.from.get(key)?.and_then(|value| self.converted(&value));
-        let key = raw::from_bytes::<FlowKey<A>>(key);
-        Ok(key.zip(value).map(|(key, value)| Half { key, value }))
-    }
-
     /// Moves one half; `false` if there is no room.
     fn shift_half(&self, half: &Half<A>) -> io::Result<bool> {
-        let Pair { from, to, .. } = &self.pair;
+        let Halves { from, to, .. } = &self.halves;
         let (key, value) = (raw::to_bytes(&half.key), half.value);
         let inserted = match to.set(&key, &raw::to_bytes(&value), Update::New) {
             Err(error) if error.raw_os_error() == Some(libc::E2BIG) => return Ok(false),
@@ -222,7 +189,7 @@ where
         };
         self.room.set(self.room.get().saturating_sub(1));
         // A packet may have changed it since it was read.
-        let Some(value) = from.take(&key)?.and_then(|value| self.converted(&value)) else {
+        let Some(value) = from.take(&key)?.and_then(|value| self.halves.converted(&value)) else {
             return Ok(true);
         };
         let present = to.get(&key)?;

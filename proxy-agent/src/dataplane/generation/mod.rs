@@ -23,6 +23,7 @@
 
 pub(super) mod carry;
 mod flows;
+mod halves;
 pub(super) mod handover;
 mod heal;
 mod openings;

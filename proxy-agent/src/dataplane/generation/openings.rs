@@ -2,16 +2,16 @@
 //! Otherwise a table that is full of them would refuse every new one until the collector's next round.
 
 use anyhow::{Context as _, Result};
-use proxy_common::{
-    datapath::flow::{self, State},
-    layout::{
-        FlowKey, FlowValue, INGRESS, Opening, OpeningEnds, Plain, TableSpec, flow_flags,
-        tables::{FLOWS_V4, FLOWS_V6, OPENING_ENDS_V4, OPENING_ENDS_V6, OPENINGS_V4, OPENINGS_V6},
-        usable_slots,
-    },
+use proxy_common::layout::{
+    FlowKey, FlowValue, INGRESS, Opening, OpeningEnds, Plain, TableSpec, flow_flags,
+    tables::{FLOWS_V4, FLOWS_V6, OPENING_ENDS_V4, OPENING_ENDS_V6, OPENINGS_V4, OPENINGS_V6},
+    usable_slots,
 };
 
-use super::{Generation, carry::Pair};
+use super::{
+    Generation,
+    halves::{Half, Halves},
+};
 use crate::dataplane::{
     address::Address,
     raw::{self, BytesMap, Update},
@@ -43,8 +43,8 @@ where
     let mut expendable = Vec::new();
     for generation in [previous, own] {
         // Flows that can't be read stay where they are.
-        if let Some(pair) = Pair::open(generation, own, flows.name).with_context(|| format!("table {}", flows.name))? {
-            find(&pair, &mut expendable).with_context(|| format!("table {}", flows.name))?;
+        if let Some(halves) = Halves::open(generation, own, flows.name)? {
+            find(&halves, &mut expendable).with_context(|| format!("table {}", flows.name))?;
         }
     }
     expendable.sort_unstable_by_key(|(last_seen, _)| *last_seen);
@@ -69,31 +69,24 @@ where
 }
 
 /// Adds the clients' halves of expendable flows, and when they were used last.
-fn find<A: Address>(pair: &Pair, expendable: &mut Vec<(u32, FlowKey<A>)>) -> std::io::Result<()>
+fn find<A: Address>(halves: &Halves<A>, expendable: &mut Vec<(u32, FlowKey<A>)>) -> std::io::Result<()>
 where
     FlowKey<A>: Plain,
     FlowValue<A>: Plain,
 {
-    let converted = |value: &[u8]| raw::from_bytes::<FlowValue<A>>(&pair.value.apply(value));
     let mut failed = None;
-    pair.from.scan(&mut |key, value| {
-        let Some((key, value)) = raw::from_bytes::<FlowKey<A>>(&pair.key.apply(key)).zip(converted(value)) else {
+    halves.from.scan(&mut |key, value| {
+        let Some(half) = halves.of(key, value) else {
             return;
         };
+        let Half { key, value } = &half;
         if key.direction != INGRESS || value.flags & OTHERS != 0 {
             return;
         }
-        // Keys are the same in every generation.
-        let twin = match pair.from.get(&raw::to_bytes(&flow::twin_key(&key, &value))) {
-            Ok(twin) => twin.and_then(|twin| converted(&twin)),
-            Err(error) => {
-                failed = Some(error);
-                return;
-            }
-        };
-        let twin = twin.filter(|twin| flow::same_rewrite(twin, &flow::twin_value(&key, &value)));
-        if State::of(key.protocol, &value, twin.as_ref()).is_expendable() {
-            expendable.push((value.last_seen, key));
+        match halves.twin(&half) {
+            Ok((_, state)) if state.is_expendable() => expendable.push((value.last_seen, *key)),
+            Ok(_) => {}
+            Err(error) => failed = Some(error),
         }
     })?;
     failed.map_or(Ok(()), Err)
