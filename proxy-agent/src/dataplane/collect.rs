@@ -99,7 +99,7 @@ impl Collector {
         usage.is_pressed = left
             .iter()
             .any(|(entries, max_entries)| is_pressed(*entries, *max_entries));
-        usage.ease = left.map(|(entries, max_entries)| (u64::from(max_entries) * PRESSURE / 4).saturating_sub(entries));
+        usage.ease = left.map(|(entries, max_entries)| ease(entries, max_entries));
         Ok(usage)
     }
 
@@ -159,6 +159,11 @@ const PRESSED: u32 = Timeouts::ticks(10);
 /// Whether a table of so many entries is fuller than it should be.
 fn is_pressed(entries: u64, max_entries: u32) -> bool {
     entries * 4 > u64::from(max_entries) * PRESSURE
+}
+
+/// How many more entries a table of so many has room for until it is fuller than it should be.
+pub(super) fn ease(entries: u64, max_entries: u32) -> u64 {
+    (u64::from(max_entries) * PRESSURE / 4).saturating_sub(entries)
 }
 
 /// The timeouts under pressure.

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::dataplane::{
     address::Address,
+    collect,
     raw::{self, BytesMap, Update},
 };
 
@@ -109,16 +110,11 @@ where
     failed.map_or(Ok(()), Err).with_context(|| format!("table {name}"))
 }
 
-/// How many entries a table may have for flows to be moved there that did not get anywhere, or are over. Without room for new flows, these
-/// would crowd each other out before they are answered.
-const fn most_expendable(max_entries: u32) -> usize {
-    (max_entries / 4 * 3) as usize
-}
-
 struct Mover<A> {
     halves: Halves<A>,
-    /// Entries of such flows that may still be moved
-    room: Cell<usize>,
+    /// Entries that may still be moved of flows that did not get anywhere, or are over: until the table is under pressure. Without
+    /// room for new flows, these would crowd each other out before they are answered
+    room: Cell<u64>,
 }
 
 impl<A: Address> Mover<A>
@@ -134,7 +130,7 @@ where
         let (table, mut entries) = (&halves.to, 0);
         table.scan(&mut |_, _| entries += 1)?;
         Ok(Some(Self {
-            room: Cell::new(most_expendable(table.info().max_entries).saturating_sub(entries)),
+            room: Cell::new(collect::ease(entries, table.info().max_entries)),
             halves,
         }))
     }
