@@ -302,6 +302,9 @@ fn trace_waits_for_a_packet(lab: &Lab) -> Result<()> {
 fn top_shows_the_load(lab: &Lab, targets: &[(Protocol, std::net::SocketAddr)]) -> Result<()> {
     let load = Load::start(lab.namespace("client"), 1, targets);
     load.wait_for(2)?;
+    // Those of the load are closed at once, and then flows no more.
+    let mut open = lab.namespace("client").run(|| Connection::open(targets[0].1))?;
+    open.ask()?;
     let top = lab.ask_agent(
         "node-a",
         "top",

@@ -5,14 +5,11 @@ use std::{
     net::SocketAddr,
 };
 
-use proxy_common::layout::{ServiceCounter, flow_flags};
+use proxy_common::layout::ServiceCounter;
 
-use super::{names, services};
+use super::{census::flow_census, names, services};
 use crate::{
-    dataplane::{
-        address::Address,
-        table::{FamilyTables, TableError, Tables},
-    },
+    dataplane::table::{TableError, Tables},
     plan::ServicePort,
 };
 
@@ -23,7 +20,8 @@ pub struct ServiceLoad {
     pub frontends: Vec<String>,
     /// What was counted of it
     pub counter: ServiceCounter,
-    /// Flows in the table by backend; endpoints without any stand at 0. Sockets of the node's own processes have none
+    /// Flows by backend, as the [`Census`](super::Census) counts them; endpoints without any stand at 0. Sockets of the node's own
+    /// processes have none
     pub endpoints: BTreeMap<SocketAddr, u64>,
 }
 
@@ -68,42 +66,21 @@ pub fn service_loads(tables: &Tables) -> Result<ServiceLoads, TableError> {
             load.endpoints.entry(endpoint).or_default();
         }
     }
-    flows(&tables.v4, &names, &mut loads)?;
-    flows(&tables.v6, &names, &mut loads)?;
-    Ok(ServiceLoads { loads, names })
-}
-
-/// Counts the flows of a family: each has one half of the client's that is no masquerade.
-fn flows<A: Address>(
-    family: &FamilyTables<A>,
-    names: &HashMap<u32, ServicePort>,
-    loads: &mut BTreeMap<ServicePort, ServiceLoad>,
-) -> Result<(), TableError> {
-    let mut flows: HashMap<(u32, A, u16), u64> = HashMap::new();
-    family.flows.scan(&mut |_, value| {
-        if value.flags & (flow_flags::REPLY | flow_flags::MASQUERADE | flow_flags::CONNTRACK) == 0 {
-            *flows.entry((value.service, value.address, value.port)).or_default() += 1;
-        }
-    })?;
-    for ((service, address, port), count) in flows {
-        let load = names.get(&service).and_then(|name| loads.get_mut(name));
-        if let Some(load) = load {
-            *load
-                .endpoints
-                .entry(SocketAddr::new(address.to_ip(), port))
-                .or_default() += count;
+    for ((service, endpoint), flows) in flow_census(tables, true)?.endpoints {
+        if let Some(load) = names.get(&service).and_then(|name| loads.get_mut(name)) {
+            *load.endpoints.entry(endpoint).or_default() += flows;
         }
     }
-    Ok(())
+    Ok(ServiceLoads { loads, names })
 }
 
 #[cfg(test)]
 mod tests {
-    use proxy_common::layout::{FlowKey, FlowValue, INGRESS};
+    use proxy_common::layout::{FlowKey, FlowValue, INGRESS, flow_flags, history};
 
     use super::*;
     use crate::{
-        dataplane::{memory::Memory, service_name, table::Table as _},
+        dataplane::{inspect::service_flows, memory::Memory, service_name, table::Table as _},
         plan::Protocol,
     };
 
@@ -124,18 +101,21 @@ mod tests {
         };
         memory.service_counts.clone().insert(&3, &counted).expect("room");
         let mut table = memory.v4.flows.clone();
-        for (client, flags, service) in [
-            (1, 0, 3),
-            (2, flow_flags::MASQUERADED, 3),
-            (3, flow_flags::MASQUERADE, 3),
-            (4, flow_flags::REPLY, 3),
-            (5, 0, 4),
+        for (client, flags, history, service) in [
+            (1, 0, history::SEEN, 3),
+            (2, flow_flags::MASQUERADED, history::SEEN, 3),
+            (3, flow_flags::MASQUERADE, history::SEEN, 3),
+            (4, flow_flags::REPLY, history::SEEN, 3),
+            (5, 0, history::SEEN, 4),
+            (6, 0, history::SEEN | history::FIN, 3),
+            (7, flow_flags::CONNTRACK, history::SEEN, 3),
         ] {
             let key = FlowKey::new(INGRESS, 6, ([10, 0, 0, 1], client), ([10, 96, 0, 1], 80));
             let value = FlowValue {
                 address: [10, 0, 1, 1],
                 port: 8080,
                 service,
+                history,
                 flags,
                 ..FlowValue::default()
             };
@@ -148,6 +128,8 @@ mod tests {
             counter: counted,
             endpoints: [(([10, 0, 1, 1], 8080).into(), 2)].into(),
         };
-        assert_eq!(loads, [(port, expected)].into());
+        assert_eq!(loads, [(port.clone(), expected)].into());
+        let flows = service_flows(&memory.tables()).expect("readable");
+        assert_eq!(flows, [(port, 2)].into(), "`services` agrees with `top`");
     }
 }

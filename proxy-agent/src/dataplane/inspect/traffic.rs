@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use proxy_common::layout::{ServiceCounter, flow_flags};
+use proxy_common::layout::ServiceCounter;
 
-use super::names;
+use super::{census::flow_census, names};
 use crate::{
-    dataplane::table::{FamilyTables, TableError, Tables},
+    dataplane::table::{TableError, Tables},
     plan::ServicePort,
 };
 
@@ -22,25 +22,15 @@ pub fn service_traffic(tables: &Tables) -> Result<Vec<ServiceTraffic>, TableErro
     names(tables)?.into_iter().map(traffic).collect()
 }
 
-/// How many flows each service port has now, open or about to end; none where it is absent. Looks at every flow.
+/// How many flows each service port has now, as the [`Census`](super::Census) counts them; none where it is absent. Looks at every
+/// flow.
 ///
 /// # Errors
 /// If a table can't be read.
 pub fn service_flows(tables: &Tables) -> Result<HashMap<ServicePort, u64>, TableError> {
-    let mut by_id = HashMap::new();
-    count(&tables.v4, &mut by_id)?;
-    count(&tables.v6, &mut by_id)?;
+    let by_id = flow_census(tables, false)?.services;
     let names = names(tables)?.into_iter();
     Ok(names.filter_map(|(id, port)| Some((port, *by_id.get(&id)?))).collect())
-}
-
-fn count<A>(family: &FamilyTables<A>, by_id: &mut HashMap<u32, u64>) -> Result<(), TableError> {
-    family.flows.scan(&mut |_, value| {
-        // One half of each flow is the client's.
-        if value.flags & (flow_flags::REPLY | flow_flags::MASQUERADE) == 0 {
-            *by_id.entry(value.service).or_default() += 1;
-        }
-    })
 }
 
 /// A service port and its traffic.
