@@ -12,6 +12,7 @@ mod listing;
 mod monitor;
 mod mount_bpffs;
 mod plan;
+mod rate;
 mod run;
 mod services;
 mod status;

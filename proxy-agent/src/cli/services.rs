@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::{
     ask::AskArgs,
     listing::{ListingArgs, or_dash, table},
+    rate::per_second,
 };
 use crate::{
     config::timeouts::duration,
@@ -61,7 +62,7 @@ struct Services {
 struct Row {
     #[serde(flatten)]
     frontend: ServiceRow,
-    /// With --wide: flows of the service port that there are now
+    /// With --wide: flows of the service port that there are now, as metrics count them
     #[serde(skip_serializing_if = "Option::is_none")]
     flows: Option<u64>,
     /// With --wide, where an agent answers: endpoints of the frontend's family, used or not
@@ -149,8 +150,7 @@ impl ServicesArgs {
     }
 }
 
-/// What each service port did in a second, by what was counted before and after so many. A counter that went back was
-/// begun anew.
+/// What each service port did in a second, by what was counted before and after so many.
 fn rates(before: &[ServiceRow], after: &[ServiceRow], seconds: f64) -> HashMap<ServicePort, Rate> {
     let before: HashMap<ServicePort, &ServiceRow> = before
         .iter()
@@ -159,15 +159,10 @@ fn rates(before: &[ServiceRow], after: &[ServiceRow], seconds: f64) -> HashMap<S
     let rate = |row: &ServiceRow| {
         let port = row.service_port()?;
         let last = before.get(&port)?;
-        let per_second = |now: u64, then: u64| {
-            #[expect(clippy::cast_precision_loss, reason = "nobody reads that many digits")]
-            let count = now.saturating_sub(then) as f64;
-            count / seconds.max(f64::MIN_POSITIVE)
-        };
         let rate = Rate {
-            connections: per_second(row.connections, last.connections),
-            packets: per_second(row.packets, last.packets),
-            bytes: per_second(row.bytes, last.bytes),
+            connections: per_second(last.connections, row.connections, seconds),
+            packets: per_second(last.packets, row.packets, seconds),
+            bytes: per_second(last.bytes, row.bytes, seconds),
         };
         Some((port, rate))
     };
@@ -255,7 +250,7 @@ fn text(services: &Services, wide: bool, with_rates: bool) -> Table {
             let state = |endpoint: &EndpointDetail| format!("{} {endpoint}", endpoint.address);
             endpoints.iter().map(state).collect()
         });
-        let per_second = |of: fn(&Rate) -> f64| or_dash(rate.as_ref().map(|rate| format!("{:.1}", of(rate))));
+        let shown = |of: fn(&Rate) -> f64| or_dash(rate.as_ref().map(|rate| format!("{:.1}", of(rate))));
         table.add_row([
             service,
             row.kind.to_string(),
@@ -272,9 +267,9 @@ fn text(services: &Services, wide: bool, with_rates: bool) -> Table {
             row.connections.to_string(),
             row.packets.to_string(),
             row.bytes.to_string(),
-            per_second(|rate| rate.connections),
-            per_second(|rate| rate.packets),
-            per_second(|rate| rate.bytes),
+            shown(|rate| rate.connections),
+            shown(|rate| rate.packets),
+            shown(|rate| rate.bytes),
         ]);
     }
     let hidden = WIDE.filter(|_| !wide).chain(RATES.filter(|_| !with_rates));

@@ -6,6 +6,7 @@ use proxy_common::datapath::Reason;
 use serde::Serialize;
 
 use crate::{
+    cli::rate::per_second,
     dataplane::inspect::ServiceLoad,
     plan::{Protocol, ServicePort},
 };
@@ -47,7 +48,7 @@ pub(super) struct Load {
     pub(super) bytes: f64,
     /// Packets refused a second: rejected or dropped; `None` if that is unknown
     pub(super) refused: Option<f64>,
-    /// Flows in the table
+    /// Flows that there are, as metrics count them
     pub(super) flows: u64,
 }
 
@@ -88,14 +89,7 @@ pub(super) struct EndpointFlows {
 /// What there was to do from one look to the other. Of what is new since the first, all that was counted.
 pub(super) fn rates(before: &Sample, after: &Sample) -> Rates {
     let seconds = after.taken.saturating_sub(before.taken).as_secs_f64();
-    // Counters of tables that were made anew begin at zero.
-    let rate = |before: u64, after: u64| {
-        if seconds > 0.0 {
-            float(after.saturating_sub(before)) / seconds
-        } else {
-            0.0
-        }
-    };
+    let rate = |before: u64, after: u64| per_second(before, after, seconds);
     let mut total = Load::default();
     let services = after.loads.iter().map(|(port, load)| {
         let then = before.loads.get(port).map(|load| load.counter).unwrap_or_default();
@@ -140,12 +134,6 @@ pub(super) fn rates(before: &Sample, after: &Sample) -> Rates {
         refusals,
         services,
     }
-}
-
-/// What a number is worth for people.
-#[expect(clippy::cast_precision_loss, reason = "nobody reads 16 digits")]
-const fn float(number: u64) -> f64 {
-    number as f64
 }
 
 #[cfg(test)]
