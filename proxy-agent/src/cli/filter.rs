@@ -5,13 +5,44 @@ use std::{
     str::FromStr,
 };
 
+use clap::Args;
 use ipnet::IpNet;
 
 use super::services::is_named;
 
+/// The flags that say which; what all that are given mean is wanted.
+#[derive(Debug, Args)]
+pub(super) struct FilterArgs {
+    /// Only those of the Service of this name (`name` or `namespace/name`)
+    #[arg(long, value_name = "SERVICE")]
+    service: Option<String>,
+
+    /// Only those of clients with this address, ADDR:PORT or CIDR
+    #[arg(long, value_name = "ADDR")]
+    client: Option<Wanted>,
+
+    /// Only those served by backends with this address, ADDR:PORT or CIDR
+    #[arg(long, value_name = "ADDR")]
+    backend: Option<Wanted>,
+}
+
+impl FilterArgs {
+    /// Whether somebody wants to see what is of this service port, as `namespace/name:port_name`, client and backend. What has
+    /// none of one of these is not wanted where that is asked for.
+    pub(super) fn wants(&self, port: Option<&str>, client: Option<SocketAddr>, backend: Option<SocketAddr>) -> bool {
+        let means = |wanted: Option<Wanted>, address: Option<SocketAddr>| {
+            wanted.is_none_or(|wanted| address.is_some_and(|address| wanted.means(address.ip(), address.port())))
+        };
+        let service = self.service.as_deref();
+        service.is_none_or(|wanted| is_of_service(wanted, port))
+            && means(self.client, client)
+            && means(self.backend, backend)
+    }
+}
+
 /// A range of addresses, one address, or one with its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
+enum Wanted {
     /// `10.244.0.0/16`, or `10.244.0.5`
     Range(IpNet),
     /// `10.244.0.5:8080`
@@ -32,7 +63,7 @@ impl FromStr for Wanted {
 
 impl Wanted {
     /// Whether it means this address and port.
-    pub(super) fn means(&self, address: IpAddr, port: u16) -> bool {
+    fn means(&self, address: IpAddr, port: u16) -> bool {
         match self {
             Self::Range(range) => range.contains(&address),
             Self::Exactly(wanted) => *wanted == SocketAddr::new(address, port),
@@ -41,7 +72,7 @@ impl Wanted {
 }
 
 /// Whether a service port, as `namespace/name:port_name`, is of the Service that a flag names.
-pub(super) fn is_of_service(wanted: &str, port: Option<&str>) -> bool {
+fn is_of_service(wanted: &str, port: Option<&str>) -> bool {
     let service = port.and_then(|port| port.rsplit_once(':')).map(|(service, _)| service);
     service
         .and_then(|service| service.split_once('/'))

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{
     Output,
-    filter::{Wanted, is_of_service},
+    filter::FilterArgs,
     listing::{self, ListingArgs, or_dash, table},
 };
 use crate::{
@@ -26,17 +26,8 @@ pub(super) struct FlowsArgs {
     #[command(flatten)]
     listing: ListingArgs,
 
-    /// Only flows of the Service of this name (`name` or `namespace/name`)
-    #[arg(long, value_name = "SERVICE")]
-    service: Option<String>,
-
-    /// Only flows of clients with this address, ADDR:PORT or CIDR
-    #[arg(long, value_name = "ADDR")]
-    client: Option<Wanted>,
-
-    /// Only flows served by backends with this address, ADDR:PORT or CIDR
-    #[arg(long, value_name = "ADDR")]
-    backend: Option<Wanted>,
+    #[command(flatten)]
+    filter: FilterArgs,
 
     /// Only flows in these states
     #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = STATES)]
@@ -115,14 +106,8 @@ impl FlowsArgs {
     }
 
     fn wants(&self, row: &FlowRow) -> bool {
-        let service = self.service.as_deref();
-        service.is_none_or(|wanted| is_of_service(wanted, row.service.as_deref()))
-            && self
-                .client
-                .is_none_or(|wanted| wanted.means(row.client.ip(), row.client.port()))
-            && self
-                .backend
-                .is_none_or(|wanted| wanted.means(row.backend.ip(), row.backend.port()))
+        self.filter
+            .wants(row.service.as_deref(), Some(row.client), Some(row.backend))
             && (self.state.is_empty() || self.state.iter().any(|state| state == row.state))
             && self.protocol.as_ref().is_none_or(|wanted| {
                 row.protocol

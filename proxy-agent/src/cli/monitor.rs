@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal as _},
+    net::SocketAddr,
     os::fd::AsFd as _,
     time::{Duration, Instant},
 };
@@ -19,12 +20,12 @@ use proxy_common::datapath::Reason;
 use ratatui::crossterm::style::{Color, Stylize as _};
 
 use super::{
-    filter::{Wanted, is_of_service},
+    filter::FilterArgs,
     listing::{or_dash, print_line},
 };
 use crate::dataplane::{
     self,
-    inspect::{EventRow, EventWords, Happening},
+    inspect::{EventRow, EventWords, Happening, Place},
     kernel,
     pin::{DEFAULT_PIN_DIRECTORY, PinDirectory},
     watch::{self, RING_BYTES, Watch},
@@ -51,17 +52,8 @@ pub(super) struct MonitorArgs {
     #[arg(long, value_name = "REASON", value_delimiter = ',', value_parser = reason)]
     reason: Vec<Reason>,
 
-    /// Only events of the Service of this name (`name` or `namespace/name`)
-    #[arg(long, value_name = "SERVICE")]
-    service: Option<String>,
-
-    /// Only events of clients with this address, ADDR:PORT or CIDR
-    #[arg(long, value_name = "ADDR")]
-    client: Option<Wanted>,
-
-    /// Only flows to backends with this address, ADDR:PORT or CIDR
-    #[arg(long, value_name = "ADDR")]
-    backend: Option<Wanted>,
+    #[command(flatten)]
+    filter: FilterArgs,
 
     /// End after so many events
     #[arg(long, value_name = "EVENTS")]
@@ -155,13 +147,9 @@ impl MonitorArgs {
     }
 
     fn wants(&self, row: &EventRow) -> bool {
-        let means = |wanted: &Option<Wanted>, place: &Option<dataplane::inspect::Place>| {
-            wanted.is_none_or(|wanted| place.is_some_and(|place| wanted.means(place.address, place.port)))
-        };
-        let service = self.service.as_deref();
-        service.is_none_or(|wanted| is_of_service(wanted, row.service.as_deref()))
-            && means(&self.client, &row.source)
-            && means(&self.backend, &row.backend)
+        let address = |place: Option<Place>| place.map(|place| SocketAddr::new(place.address, place.port));
+        self.filter
+            .wants(row.service.as_deref(), address(row.source), address(row.backend))
     }
 }
 
@@ -239,7 +227,7 @@ mod tests {
     use proxy_common::datapath::Reason;
 
     use super::*;
-    use crate::{dataplane::inspect::Place, plan::Protocol};
+    use crate::plan::Protocol;
 
     #[derive(Parser)]
     struct Command {
