@@ -212,6 +212,14 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
+    /// Of these tables, with rounds 10 seconds apart.
+    fn start(memory: &Memory) -> Collection {
+        let tables = || memory.tables();
+        let aborter = SocketAborter::new(tables(), Mode::Off);
+        let collector = Collector::new(tables(), Timeouts::DEFAULT);
+        Collection::start(collector, aborter, tables(), seconds(10), seconds(0)).expect("a thread")
+    }
+
     #[test]
     fn rounds_follow_what_happens() {
         let after = |last, kept, removed, is_pressed| {
@@ -260,11 +268,7 @@ mod tests {
     #[test]
     fn a_burst_is_seen_in_the_ring_of_openings() {
         let memory = Memory::default();
-        let tables = || memory.tables();
-        let aborter = SocketAborter::new(tables(), Mode::Off);
-        let collector = Collector::new(tables(), Timeouts::DEFAULT);
-        let mut collection =
-            Collection::start(collector, aborter, tables(), seconds(10), seconds(0)).expect("a thread");
+        let mut collection = start(&memory);
         let opened = |head| {
             let ends = OpeningEnds { head, tail: 0 };
             memory.v4.opening_ends.clone().insert(&0, &ends).expect("room");
@@ -290,11 +294,7 @@ mod tests {
     #[test]
     fn rule_7_8_what_was_under_way_is_purged_as_well() {
         let memory = Memory::default();
-        let tables = || memory.tables();
-        let aborter = SocketAborter::new(tables(), Mode::Off);
-        let collector = Collector::new(tables(), Timeouts::DEFAULT);
-        let mut collection =
-            Collection::start(collector, aborter, tables(), seconds(10), seconds(0)).expect("a thread");
+        let mut collection = start(&memory);
         let round = |collection: &mut Collection, now: Duration| {
             // Rounds come after what was asked for before them.
             while collection.poll(now).is_none() {
