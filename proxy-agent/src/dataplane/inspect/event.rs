@@ -186,7 +186,7 @@ mod tests {
     use proxy_common::layout::{AddressBytes as _, NO_SERVICE};
 
     use super::*;
-    use crate::dataplane::{memory::Memory, service_name, table::Table as _};
+    use crate::dataplane::{inspect::fixture::publish_web, memory::Memory};
 
     fn number(reason: Reason) -> u8 {
         u8::try_from(reason as u32).expect("small")
@@ -211,14 +211,7 @@ mod tests {
 
     fn words() -> EventWords {
         let memory = Memory::default();
-        let port = ServicePort {
-            namespace: "default".to_owned(),
-            service: "web".to_owned(),
-            port_name: "http".to_owned(),
-            protocol: Protocol::Tcp,
-        };
-        let name = service_name::encode(&port).expect("short");
-        memory.service_names.clone().insert(&3, &name).expect("room");
+        publish_web(&memory, 3);
         let mut words = EventWords::read(&memory.tables(), Duration::ZERO).expect("readable");
         words.origin = SystemTime::UNIX_EPOCH;
         words.devices.insert(9, "veth-a".to_owned());

@@ -127,7 +127,7 @@ mod tests {
     use proxy_common::layout::{EGRESS, INGRESS};
 
     use super::*;
-    use crate::dataplane::{memory::Memory, service_name, table::Table as _};
+    use crate::dataplane::{inspect::fixture::publish_web, memory::Memory, table::Table as _};
 
     const CLIENT: ([u8; 4], u16) = ([10, 244, 0, 5], 40000);
     const FRONTEND: ([u8; 4], u16) = ([10, 96, 0, 1], 80);
@@ -140,17 +140,7 @@ mod tests {
     #[test]
     fn both_halves_and_the_masquerade_are_one_row() {
         let memory = Memory::default();
-        let port = ServicePort {
-            namespace: "default".to_owned(),
-            service: "web".to_owned(),
-            port_name: "http".to_owned(),
-            protocol: Protocol::Tcp,
-        };
-        memory
-            .service_names
-            .clone()
-            .insert(&3, &service_name::encode(&port).expect("short"))
-            .expect("room");
+        publish_web(&memory, 3);
         let mut table = memory.v4.flows.clone();
         let key = FlowKey::new(INGRESS, 6, CLIENT, FRONTEND);
         let value = FlowValue {

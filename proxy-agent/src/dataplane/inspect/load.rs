@@ -79,22 +79,16 @@ mod tests {
     use proxy_common::layout::{FlowKey, FlowValue, INGRESS, flow_flags, history};
 
     use super::*;
-    use crate::{
-        dataplane::{inspect::service_flows, memory::Memory, service_name, table::Table as _},
-        plan::Protocol,
+    use crate::dataplane::{
+        inspect::{fixture::publish_web, service_flows},
+        memory::Memory,
+        table::Table as _,
     };
 
     #[test]
     fn flows_are_counted_once_by_service_port_and_backend() {
         let memory = Memory::default();
-        let port = ServicePort {
-            namespace: "default".to_owned(),
-            service: "web".to_owned(),
-            port_name: "http".to_owned(),
-            protocol: Protocol::Tcp,
-        };
-        let name = service_name::encode(&port).expect("short");
-        memory.service_names.clone().insert(&3, &name).expect("room");
+        let port = publish_web(&memory, 3);
         let counted = ServiceCounter {
             connections: 5,
             ..ServiceCounter::default()

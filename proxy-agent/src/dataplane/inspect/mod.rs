@@ -2,6 +2,8 @@
 
 mod census;
 mod event;
+#[cfg(test)]
+mod fixture;
 mod flows;
 mod load;
 mod local;
