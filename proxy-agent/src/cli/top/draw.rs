@@ -158,31 +158,19 @@ mod tests {
     use ratatui::{Terminal, backend::TestBackend, crossterm::event::KeyCode};
 
     use super::{
-        super::rates::{EndpointFlows, Refusal, ServiceRates},
+        super::rates::{Refusal, ServiceRates},
         *,
     };
-    use crate::plan::Protocol;
 
     fn service(name: &str, connections: f64, refused: Option<f64>, flows: &[u64]) -> ServiceRates {
-        ServiceRates {
-            service: format!("default/{name}:http"),
-            protocol: Protocol::Tcp,
-            frontends: Vec::new(),
-            load: Load {
-                connections,
-                packets: connections * 10.0,
-                bytes: connections * 1000.0,
-                refused,
-                flows: flows.iter().sum(),
-            },
-            endpoints: (1..)
-                .zip(flows)
-                .map(|(host, &flows)| EndpointFlows {
-                    endpoint: ([10, 0, 0, host], 80).into(),
-                    flows,
-                })
-                .collect(),
-        }
+        let load = Load {
+            connections,
+            packets: connections * 10.0,
+            bytes: connections * 1000.0,
+            refused,
+            ..Load::default()
+        };
+        ServiceRates::example(name, load, flows)
     }
 
     #[test]

@@ -77,6 +77,28 @@ pub(super) struct ServiceRates {
     pub(super) endpoints: Vec<EndpointFlows>,
 }
 
+#[cfg(test)]
+impl ServiceRates {
+    /// Port `http` of a TCP Service at the address 10.96.0.x, of so many letters, with so many flows to the endpoints 10.0.0.1,
+    /// 10.0.0.2 and so on.
+    pub(super) fn example(name: &str, load: Load, flows: &[u64]) -> Self {
+        let endpoint = |(host, &flows)| EndpointFlows {
+            endpoint: ([10, 0, 0, host], 80).into(),
+            flows,
+        };
+        Self {
+            service: format!("default/{name}:http"),
+            protocol: Protocol::Tcp,
+            frontends: vec![format!("10.96.0.{}:80", name.len())],
+            load: Load {
+                flows: flows.iter().sum(),
+                ..load
+            },
+            endpoints: (1..).zip(flows).map(endpoint).collect(),
+        }
+    }
+}
+
 /// A backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct EndpointFlows {

@@ -182,24 +182,12 @@ mod tests {
     use super::{super::rates::Load, *};
 
     fn service(name: &str, connections: f64, bytes: f64, flows: &[u64]) -> ServiceRates {
-        ServiceRates {
-            service: format!("default/{name}:http"),
-            protocol: Protocol::Tcp,
-            frontends: vec![format!("10.96.0.{}:80", name.len())],
-            load: Load {
-                connections,
-                bytes,
-                flows: flows.iter().sum(),
-                ..Load::default()
-            },
-            endpoints: (1..)
-                .zip(flows)
-                .map(|(host, &flows)| EndpointFlows {
-                    endpoint: ([10, 0, 0, host], 80).into(),
-                    flows,
-                })
-                .collect(),
-        }
+        let load = Load {
+            connections,
+            bytes,
+            ..Load::default()
+        };
+        ServiceRates::example(name, load, flows)
     }
 
     fn rates() -> Rates {
