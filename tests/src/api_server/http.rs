@@ -16,10 +16,11 @@ use tokio::{
 };
 
 use super::{
+    open_watch::OpenWatch,
     relay,
     resource::Resource,
     selector::Selector,
-    state::{Gone, Orders, Request, Shared, Verb},
+    state::{Gone, Request, Shared, Verb},
 };
 
 pub(super) type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
@@ -205,29 +206,21 @@ fn watch(shared: Arc<Shared>, resource: Resource, selector: Selector, query: &Qu
         Start::Forgotten => return stream(vec![line("ERROR", &gone_status())], None),
         Start::Future => return failure(504, "Timeout", "Too large resource version"),
     };
-    let (frames, receiver) = mpsc::channel(16);
+    let (open, receiver) = OpenWatch::new(shared, resource, version, orders, query);
     let watcher = Watcher {
-        open: OpenWatch { shared, resource },
+        open,
         selector,
-        version,
-        orders,
-        bookmarks: query.bookmarks,
         deadline: Instant::now() + query.timeout,
-        frames,
     };
     tokio::spawn(watcher.run(news));
     stream(lines, Some(receiver))
 }
 
-/// One open watch; it knows nothing of the connection but whether somebody still reads.
+/// An open watch of the store.
 struct Watcher {
     open: OpenWatch,
     selector: Selector,
-    version: u64,
-    orders: Orders,
-    bookmarks: bool,
     deadline: Instant,
-    frames: mpsc::Sender<io::Result<Bytes>>,
 }
 
 impl Watcher {
@@ -235,70 +228,32 @@ impl Watcher {
         loop {
             news.borrow_and_update();
             let (mut events, mangle, orders, version) = self.open.shared.read(|state| {
-                let mut events = state
-                    .store
-                    .events_after(self.version, self.open.resource, &self.selector);
+                let open = &self.open;
+                let mut events = state.store.events_after(open.version, open.resource, &self.selector);
                 for event in &mut events {
-                    state.faults.garble(self.open.resource, &mut event.object);
+                    state.faults.garble(open.resource, &mut event.object);
                 }
                 (events, state.faults.events, state.orders, state.store.version())
             });
             if let Some(mangle) = mangle {
                 mangle.apply(&mut events);
             }
-            if orders.drop != self.orders.drop {
-                return self.send(Err(io::Error::other("dropped by the test"))).await;
-            }
-            if orders.expire != self.orders.expire {
-                return self.send(Ok(line("ERROR", &gone_status()))).await;
+            if let Some(last) = self.open.broken_off(orders) {
+                return self.open.send(last).await;
             }
             for event in events {
-                self.send(Ok(line(event.kind, &event.object))).await;
+                self.open.send(Ok(line(event.kind, &event.object))).await;
             }
-            self.version = version;
-            if orders.end != self.orders.end {
-                return self.bookmark().await;
+            self.open.version = version;
+            if self.open.is_over(orders) {
+                return self.open.bookmark().await;
             }
             tokio::select! {
                 changed = news.changed() => if changed.is_err() { return },
-                () = self.frames.closed() => return,
-                () = sleep_until(self.deadline) => return self.bookmark().await,
+                () = self.open.closed() => return,
+                () = sleep_until(self.deadline) => return self.open.bookmark().await,
             }
         }
-    }
-
-    /// Tells how far the watch has come, so that it can be resumed from there.
-    async fn bookmark(&self) {
-        if self.bookmarks {
-            let resource = self.open.resource;
-            let object = json!({
-                "apiVersion": resource.api_version(),
-                "kind": resource.kind(),
-                "metadata": {"resourceVersion": self.version.to_string()},
-            });
-            self.send(Ok(line("BOOKMARK", &object))).await;
-        }
-    }
-
-    async fn send(&self, frame: io::Result<Bytes>) {
-        // A reader that went away is noticed by `closed`.
-        _ = self.frames.send(frame).await;
-    }
-}
-
-/// Stands in the list of open watches while it lives.
-pub(super) struct OpenWatch {
-    pub(super) shared: Arc<Shared>,
-    pub(super) resource: Resource,
-}
-
-impl Drop for OpenWatch {
-    fn drop(&mut self) {
-        self.shared.change(|state| {
-            if let Some(index) = state.watches.iter().position(|resource| *resource == self.resource) {
-                state.watches.swap_remove(index);
-            }
-        });
     }
 }
 

@@ -31,6 +31,7 @@ pub use self::{
 };
 
 mod http;
+mod open_watch;
 mod real;
 mod relay;
 mod resource;

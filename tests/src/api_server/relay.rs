@@ -6,14 +6,14 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::Method;
 use kube::client::Body;
-use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use serde_json::Value;
 
 use super::{
-    http::{Answer, OpenWatch, Query, build, failure, gone, gone_status, line, stream},
+    http::{Answer, Query, build, failure, gone, gone_status, line, stream},
+    open_watch::OpenWatch,
     real::Real,
     resource::Resource,
-    state::{Gone, Orders, Shared},
+    state::{Gone, Shared},
 };
 
 /// Passes a list on.
@@ -61,18 +61,11 @@ pub(super) async fn watch(shared: &Arc<Shared>, real: &Real, resource: Resource,
         };
     }
     shared.change(|state| state.watches.push(resource));
-    let (frames, receiver) = mpsc::channel(16);
+    let (open, receiver) = OpenWatch::new(shared.clone(), resource, query.version, orders, query);
     let relay = Relay {
-        open: OpenWatch {
-            shared: shared.clone(),
-            resource,
-        },
+        open,
         body: answer.into_body(),
         begun: Vec::new(),
-        version: query.version,
-        orders,
-        bookmarks: query.bookmarks,
-        frames,
     };
     tokio::spawn(relay.run(news));
     stream(Vec::new(), Some(receiver))
@@ -91,17 +84,12 @@ fn whole(status: u16, body: Bytes) -> Answer {
     build(status, Full::from(body).map_err(io::Error::other).boxed_unsync())
 }
 
-/// One open watch.
+/// An open watch of a real API server.
 struct Relay {
     open: OpenWatch,
     body: Body,
     /// A line that isn't complete yet
     begun: Vec<u8>,
-    /// Of the last event that was passed on
-    version: u64,
-    orders: Orders,
-    bookmarks: bool,
-    frames: mpsc::Sender<io::Result<Bytes>>,
 }
 
 impl Relay {
@@ -109,24 +97,21 @@ impl Relay {
         loop {
             news.borrow_and_update();
             let orders = self.open.shared.read(|state| state.orders);
-            if orders.drop != self.orders.drop {
-                return self.send(Err(io::Error::other("dropped by the test"))).await;
+            if let Some(last) = self.open.broken_off(orders) {
+                return self.open.send(last).await;
             }
-            if orders.expire != self.orders.expire {
-                return self.send(Ok(line("ERROR", &gone_status()))).await;
-            }
-            if orders.end != self.orders.end {
-                return self.bookmark().await;
+            if self.open.is_over(orders) {
+                return self.open.bookmark().await;
             }
             tokio::select! {
                 frame = self.body.frame() => match frame {
                     Some(Ok(frame)) => self.pass(frame.data_ref().map_or(&[][..], |data| data)).await,
                     // It ends as it does there.
-                    Some(Err(error)) => return self.send(Err(io::Error::other(error))).await,
+                    Some(Err(error)) => return self.open.send(Err(io::Error::other(error))).await,
                     None => return,
                 },
                 changed = news.changed() => if changed.is_err() { return },
-                () = self.frames.closed() => return,
+                () = self.open.closed() => return,
             }
         }
     }
@@ -143,7 +128,7 @@ impl Relay {
         for event in &events {
             let version = event["object"]["metadata"]["resourceVersion"].as_str();
             let version = version.and_then(|version| version.parse().ok());
-            self.version = version.unwrap_or(self.version).max(self.version);
+            self.open.version = version.unwrap_or(self.open.version).max(self.open.version);
         }
         self.open.shared.read(|state| {
             for event in &mut events {
@@ -154,25 +139,7 @@ impl Relay {
             }
         });
         for event in events {
-            self.send(Ok(format!("{event}\n").into())).await;
+            self.open.send(Ok(format!("{event}\n").into())).await;
         }
-    }
-
-    /// Tells how far the watch has come, as a real one does when its time is up.
-    async fn bookmark(&mut self) {
-        if self.bookmarks {
-            let resource = self.open.resource;
-            let object = json!({
-                "apiVersion": resource.api_version(),
-                "kind": resource.kind(),
-                "metadata": {"resourceVersion": self.version.to_string()},
-            });
-            self.send(Ok(line("BOOKMARK", &object))).await;
-        }
-    }
-
-    async fn send(&mut self, frame: io::Result<Bytes>) {
-        // A reader that went away is noticed by `closed`.
-        _ = self.frames.send(frame).await;
     }
 }
