@@ -37,6 +37,14 @@ fn service(spec: &str, status: &str) -> String {
     )
 }
 
+/// With the LoadBalancer address 198.51.100.1.
+fn load_balancer(spec: &str) -> String {
+    service(
+        &format!("type: LoadBalancer, {spec}"),
+        "loadBalancer: {ingress: [{ip: 198.51.100.1}]}",
+    )
+}
+
 const HTTP: &str = "ports: [{name: http, port: 80}, {name: dns, port: 53, protocol: UDP}]";
 
 fn slice(ports: &str, endpoints: &str) -> String {
@@ -46,13 +54,23 @@ fn slice(ports: &str, endpoints: &str) -> String {
     )
 }
 
+/// Endpoints of port `http`.
+fn http_slice(endpoints: &str) -> String {
+    slice("[{name: http, port: 8080}]", endpoints)
+}
+
 const RANGE: &str = "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: kubernetes}\nspec: {cidrs: [10.96.0.0/16]}\n";
 
 /// What is told of a packet to `destination`, with these objects.
 fn told(objects: &[&str], packet: [&str; 4], more: &[&str]) -> Told {
+    told_in(&directory(&(objects.concat() + RANGE)), packet, more)
+}
+
+/// Where an agent finds these objects.
+fn directory(objects: &str) -> TempDir {
     let directory = tempfile::tempdir().expect("a directory");
-    fs::write(directory.path().join("objects.yaml"), objects.concat() + RANGE).expect("a file");
-    told_in(&directory, packet, more)
+    fs::write(directory.path().join("objects.yaml"), objects).expect("a file");
+    directory
 }
 
 fn told_in(directory: &TempDir, [from, protocol, source, destination]: [&str; 4], more: &[&str]) -> Told {
@@ -69,6 +87,8 @@ fn told_in(directory: &TempDir, [from, protocol, source, destination]: [&str; 4]
 }
 
 const FROM_POD: [&str; 4] = ["pod", "tcp", "10.244.0.5", "10.96.0.10:80"];
+/// From another machine to the LoadBalancer address.
+const FROM_OUTSIDE: [&str; 4] = ["uplink", "tcp", "192.0.2.50", "198.51.100.1:80"];
 
 /// behaviour.md 4.1, 2.10, 1.12: each way in which a Service has no endpoint is another fault.
 #[test]
@@ -91,8 +111,7 @@ fn rule_4_1_why_there_is_no_endpoint_is_told() {
             "with the same protocol",
         ),
         (
-            slice(
-                "[{name: http, port: 8080}]",
+            http_slice(
                 "[{addresses: [10.244.1.1], conditions: {ready: false, serving: false}}, \
                   {addresses: [10.244.1.2], conditions: {ready: false, serving: true}}, \
                   {addresses: [10.244.1.3], nodeName: node-a, conditions: {ready: false, serving: false, terminating: true}}]",
@@ -108,10 +127,7 @@ fn rule_4_1_why_there_is_no_endpoint_is_told() {
         assert!(told.cause_with(fix).contains(cause), "{told:?}");
     }
     let other_family = told(
-        &[
-            &web,
-            &slice("[{name: http, port: 8080}]", "[{addresses: [10.244.1.1]}]"),
-        ],
+        &[&web, &http_slice("[{addresses: [10.244.1.1]}]")],
         ["pod", "tcp", "fd00:244::5", "[fd00:96::10]:80"],
         &[],
     );
@@ -124,21 +140,17 @@ fn rule_4_1_why_there_is_no_endpoint_is_told() {
 /// behaviour.md 4.2, 4.3
 #[test]
 fn rule_4_2_a_local_policy_without_local_endpoints_is_told() {
-    let spec = "type: LoadBalancer, internalTrafficPolicy: Local, externalTrafficPolicy: Local, ports: [{name: http, port: 80, \
-                nodePort: 30080}]";
-    let web = service(spec, "loadBalancer: {ingress: [{ip: 198.51.100.1}]}");
-    let elsewhere = slice(
-        "[{name: http, port: 8080}]",
-        "[{addresses: [10.244.1.1], nodeName: node-b}]",
+    let web = load_balancer(
+        "internalTrafficPolicy: Local, externalTrafficPolicy: Local, ports: [{name: http, port: 80, nodePort: 30080}]",
     );
+    let elsewhere = http_slice("[{addresses: [10.244.1.1], nodeName: node-b}]");
     let internal = told(&[&web, &elsewhere], FROM_POD, &[]);
     assert_eq!(internal.verdict, "drop");
     assert_eq!(
         internal.cause_with("internalTrafficPolicy: Cluster"),
         "internalTrafficPolicy of Service shop/web is Local, and no endpoint is on this node (there are 10.244.1.1:8080)"
     );
-    let from_outside = ["uplink", "tcp", "192.0.2.50", "198.51.100.1:80"];
-    let external = told(&[&web, &elsewhere], from_outside, &[]);
+    let external = told(&[&web, &elsewhere], FROM_OUTSIDE, &[]);
     assert!(
         external
             .cause_with("healthCheckNodePort")
@@ -155,11 +167,10 @@ fn rule_4_2_a_local_policy_without_local_endpoints_is_told() {
         pod.cause_with("clusterCIDR").starts_with("externalTrafficPolicy"),
         "{pod:?}"
     );
-    let unready = slice(
-        "[{name: http, port: 8080}]",
+    let unready = http_slice(
         "[{addresses: [10.244.1.1], nodeName: node-b}, {addresses: [10.244.0.1], nodeName: node-a, conditions: {ready: false}}]",
     );
-    let external = told(&[&web, &unready], from_outside, &[]);
+    let external = told(&[&web, &unready], FROM_OUTSIDE, &[]);
     assert!(
         external
             .cause_with("DaemonSet")
@@ -171,10 +182,8 @@ fn rule_4_2_a_local_policy_without_local_endpoints_is_told() {
 /// behaviour.md 3.10
 #[test]
 fn rule_3_10_a_refused_source_is_told() {
-    let spec =
-        "type: LoadBalancer, loadBalancerSourceRanges: [203.0.113.0/24, 192.0.2.0/28], ports: [{name: http, port: 80}]";
-    let web = service(spec, "loadBalancer: {ingress: [{ip: 198.51.100.1}]}");
-    let told = told(&[&web], ["uplink", "tcp", "192.0.2.50", "198.51.100.1:80"], &[]);
+    let spec = "loadBalancerSourceRanges: [203.0.113.0/24, 192.0.2.0/28], ports: [{name: http, port: 80}]";
+    let told = told(&[&load_balancer(spec)], FROM_OUTSIDE, &[]);
     assert_eq!(told.verdict, "drop");
     assert_eq!(
         told.cause_with("a range that holds 192.0.2.50"),
@@ -191,10 +200,7 @@ fn rule_3_10_a_refused_source_is_told() {
 /// behaviour.md 4.6, 4.7, 4.9: what is asked for that isn't there, and what is there.
 #[test]
 fn rule_4_6_ports_and_addresses_that_are_not_there_are_told() {
-    let web = service(
-        "type: LoadBalancer, ports: [{name: http, port: 80}, {name: dns, port: 53, protocol: UDP}]",
-        "loadBalancer: {ingress: [{ip: 198.51.100.1}]}",
-    );
+    let web = load_balancer(HTTP);
     let tell = |protocol, destination| told(&[&web], ["pod", protocol, "10.244.0.5", destination], &[]);
     let port = tell("tcp", "10.96.0.10:81");
     assert_eq!(
@@ -232,8 +238,7 @@ fn rule_4_6_ports_and_addresses_that_are_not_there_are_told() {
 fn rule_3_6_where_and_what_node_ports_are_is_told() {
     let spec = "type: NodePort, ports: [{name: http, port: 80, nodePort: 30080}]";
     let web = service(spec, "");
-    let directory = tempfile::tempdir().expect("a directory");
-    fs::write(directory.path().join("web.yaml"), web).expect("a file");
+    let directory = directory(&web);
     let config = directory.path().join("config");
     let text = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nnodePortAddresses: [172.30.0.0/16]\n";
     fs::write(&config, text).expect("a file");
@@ -263,14 +268,10 @@ fn rule_3_6_where_and_what_node_ports_are_is_told() {
 /// The way of a packet that is forwarded, in the order in which the datapath decides.
 #[test]
 fn every_decision_is_told_in_order() {
-    let spec = "type: LoadBalancer, sessionAffinity: ClientIP, externalTrafficPolicy: Local, loadBalancerSourceRanges: [192.0.2.0/24], \
-                ports: [{name: http, port: 80}]";
-    let web = service(spec, "loadBalancer: {ingress: [{ip: 198.51.100.1}]}");
-    let slice = slice(
-        "[{name: http, port: 8080}]",
-        "[{addresses: [10.244.0.7], nodeName: node-a}]",
-    );
-    let told = told(&[&web, &slice], ["uplink", "tcp", "192.0.2.50", "198.51.100.1:80"], &[]);
+    let spec = "sessionAffinity: ClientIP, externalTrafficPolicy: Local, loadBalancerSourceRanges: [192.0.2.0/24], ports: \
+                [{name: http, port: 80}]";
+    let slice = http_slice("[{addresses: [10.244.0.7], nodeName: node-a}]");
+    let told = told(&[&load_balancer(spec), &slice], FROM_OUTSIDE, &[]);
     assert_eq!(told.verdict, "forward");
     assert!(told.advice.is_none());
     assert_eq!(
