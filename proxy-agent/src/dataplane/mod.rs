@@ -26,6 +26,7 @@ mod netfilter;
 pub mod network;
 mod object;
 pub mod observer;
+mod options;
 pub mod pin;
 pub mod pressure;
 pub mod programmer;
@@ -50,7 +51,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use proxy_common::layout::{Device, HOST_DEVICE, TICK_SHIFT, Timeouts, device_flags};
+use proxy_common::layout::{Device, HOST_DEVICE, TICK_SHIFT, device_flags};
 
 use self::{
     attach::Attacher,
@@ -60,8 +61,7 @@ use self::{
     edge::Edge,
     generation::{Generation, Previous, handover::Handover},
     object::Programs,
-    observer::SharedObserver,
-    pin::{PinDirectory, PinLock},
+    pin::PinLock,
     programmer::Programmer,
     self_check::SelfCheck,
     sockets::SocketAborter,
@@ -75,49 +75,10 @@ use crate::{
 
 pub use attach::Method;
 pub use object::{LogLevel, has_programs};
+pub use options::Options;
 
 /// How long devices may take until new programs are at all of them, before these lead nevertheless.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(5);
-
-/// How the dataplane is to be set up.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Where to pin
-    pub pin: PinDirectory,
-    /// How to attach
-    pub attach: Method,
-    /// Which uplinks get XDP, and how
-    pub xdp: xdp::Policy,
-    /// Whose sockets are served, and where
-    pub sockets: cgroup::Policy,
-    /// Number of entries of tables, by name, where it isn't the usual one ([`sizes`])
-    pub table_sizes: BTreeMap<String, u32>,
-    /// Flow timeouts
-    pub timeouts: Timeouts,
-    /// How often flows are looked through for those whose time is over
-    pub collect_interval: Duration,
-    /// What the programs log; anything but off needs a tokio runtime
-    pub log: LogLevel,
-    /// Who is told of what is done
-    pub observer: SharedObserver,
-}
-
-impl Options {
-    /// What is usual, pinned at `pin`.
-    pub fn new(pin: PinDirectory) -> Self {
-        Self {
-            pin,
-            attach: Method::default(),
-            xdp: xdp::Policy::default(),
-            sockets: cgroup::Policy::default(),
-            table_sizes: BTreeMap::new(),
-            timeouts: Timeouts::DEFAULT,
-            collect_interval: Duration::from_secs(10),
-            log: LogLevel::Off,
-            observer: observer::nobody(),
-        }
-    }
-}
 
 /// How many differences are logged one by one when the tables are read back.
 const TOLD_DIFFERENCES: usize = 10;
