@@ -7,6 +7,7 @@ mod endpoints;
 mod eviction;
 mod flows;
 mod forward;
+mod fragmentation;
 mod fragments;
 mod hairpin;
 mod halves;
