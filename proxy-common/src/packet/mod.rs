@@ -5,6 +5,7 @@
 mod buffer;
 pub mod checksum;
 pub mod crc32c;
+mod extension;
 mod family;
 mod headers;
 mod hop;
@@ -12,7 +13,8 @@ mod hop;
 use crate::layout::HeldFragment;
 
 pub use buffer::{BufferPacket, Resent};
-pub use family::{Family, V4, V6, skip_extensions};
+pub use extension::skip_extensions;
+pub use family::{Family, V4, V6};
 pub use headers::{
     Addresses, Fragment, ICMP, ICMPV6, SCTP, Skip, TCP, Transport, UDP, has_ports, opens_connection, tcp_flags,
 };
