@@ -14,7 +14,8 @@ use crate::dataplane::{
     table::{TableError, Tables},
 };
 
-/// What the flow tables hold. Whatever counts flows counts these.
+/// What the flow tables hold; whatever counts flows counts these. Flows that their client has closed are none any more, though their
+/// entries stay for a while; neither are those of which the client's half is lost, until it is restored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Census {
     /// Flows by id of the service port
@@ -36,8 +37,7 @@ pub struct Masquerades {
     pub to_one_endpoint: u64,
 }
 
-/// Counts the flows. Those that their client has closed are none any more, though their entries stay for a while; neither are those
-/// of which the client's half is lost, until it is restored.
+/// A count under way.
 struct Counting {
     census: Census,
     counts_endpoints: bool,
