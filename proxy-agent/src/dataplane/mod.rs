@@ -51,7 +51,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use proxy_common::layout::{Device, HOST_DEVICE, TICK_SHIFT, device_flags};
+use proxy_common::layout::{Device, HOST_DEVICE, device_flags};
 
 use self::{
     attach::Attacher,
@@ -138,10 +138,7 @@ impl Dataplane {
         let lock = options.pin.claim()?;
         let previous = generation::settle(&options.pin, &options.table_sizes)?;
         let programs = load(&options, previous.as_ref().map(Previous::leader))?;
-        let begin = |previous| {
-            let patience = Duration::from_nanos(u64::from(options.timeouts.longest()) << TICK_SHIFT);
-            Handover::begin(options.pin.generation(), previous, patience, now)
-        };
+        let begin = |previous| Handover::begin(options.pin.generation(), previous, options.timeouts, now);
         let handover = previous.map(begin).transpose()?;
         let tables = || kernel::open_observed(&options.pin, &options.observer);
         let mut programmer = Programmer::load(tables()?, now).context("cannot read the tables of the last agent")?;

@@ -7,9 +7,9 @@ use std::{cell::Cell, io};
 
 use anyhow::{Context as _, Result};
 use proxy_common::{
-    datapath::flow::same_rewrite,
+    datapath::flow::{self, State, same_rewrite},
     layout::{
-        FlowKey, FlowValue, Plain,
+        FlowKey, FlowValue, Plain, Timeouts,
         flow_flags::{REPLY, UNRESOLVED},
         tables::{FLOWS_V4, FLOWS_V6},
     },
@@ -67,15 +67,62 @@ where
     failed.map_or(Ok(()), Err).with_context(|| format!("table {name}"))
 }
 
-/// Moves all flows. While the previous generation may still be choosing the port of a masquerade, it is left to it, unless
-/// this is the `last` pass.
+/// By what it is told that a flow is over.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Age {
+    /// Now, in ticks
+    pub(super) now: u32,
+    /// How long flows live without packets
+    pub(super) timeouts: Timeouts,
+}
+
+/// For how many ticks a flow that did not get anywhere, or is closed, counts as under way: a handshake takes less, and so does what comes
+/// after a connection's end.
+const YOUNG: u32 = 2;
+
+impl Age {
+    fn is_young<A>(&self, half: &FlowValue<A>, twin: Option<&FlowValue<A>>) -> bool {
+        let last_seen = twin.map_or(half.last_seen, |twin| half.last_seen.max(twin.last_seen));
+        self.now.saturating_sub(last_seen) <= YOUNG
+    }
+}
+
+/// Forgets the flows of the previous generation that are over. Nobody else looks through its tables, and were one opened anew while this
+/// generation leads, the previous one would do it: by its own tables, without knowing what is in this one's.
 ///
 /// # Errors
 /// If a table can't be read or written.
-pub(super) fn shift(previous: &Generation, own: &Generation, last: bool) -> Result<Pass> {
+pub(super) fn sweep(previous: &Generation, own: &Generation, age: Age) -> Result<()> {
+    sweep_family::<[u8; 4]>(previous, own, FLOWS_V4.name, age)?;
+    sweep_family::<[u8; 16]>(previous, own, FLOWS_V6.name, age)
+}
+
+fn sweep_family<A: Address>(previous: &Generation, own: &Generation, name: &str, age: Age) -> Result<()>
+where
+    FlowKey<A>: Plain,
+    FlowValue<A>: Plain,
+{
+    let Some(mover) = Mover::<A>::open(previous, own, name)? else {
+        return Ok(());
+    };
+    let mut failed = None;
+    mover.halves.from.scan(&mut |key, _| {
+        if let Err(error) = mover.sweep(key, age) {
+            failed = Some(error);
+        }
+    })?;
+    failed.map_or(Ok(()), Err).with_context(|| format!("table {name}"))
+}
+
+/// Moves all flows that are not over; without room for it, none that did not get anywhere. While the previous generation may still be
+/// choosing the port of a masquerade, it is left to it, unless this is the `last` pass.
+///
+/// # Errors
+/// If a table can't be read or written.
+pub(super) fn shift(previous: &Generation, own: &Generation, last: bool, age: Age) -> Result<Pass> {
     let mut pass = Pass::default();
-    shift_family::<[u8; 4]>(previous, own, FLOWS_V4.name, last, &mut pass)?;
-    shift_family::<[u8; 16]>(previous, own, FLOWS_V6.name, last, &mut pass)?;
+    shift_family::<[u8; 4]>(previous, own, FLOWS_V4.name, (last, age), &mut pass)?;
+    shift_family::<[u8; 16]>(previous, own, FLOWS_V6.name, (last, age), &mut pass)?;
     Ok(pass)
 }
 
@@ -83,7 +130,7 @@ fn shift_family<A: Address>(
     previous: &Generation,
     own: &Generation,
     name: &str,
-    last: bool,
+    (last, age): (bool, Age),
     pass: &mut Pass,
 ) -> Result<()>
 where
@@ -99,7 +146,7 @@ where
         return Ok(());
     };
     let mut failed = None;
-    flows.scan(&mut |key, _| match mover.shift(key, last) {
+    flows.scan(&mut |key, _| match mover.shift(key, last, age) {
         Ok(true) => pass.moved += 1,
         Ok(false) => pass.left += 1,
         Err(error) => {
@@ -108,6 +155,13 @@ where
         }
     })?;
     failed.map_or(Ok(()), Err).with_context(|| format!("table {name}"))
+}
+
+/// Whether a flow is too long without packets, or closed for longer than its last ones take.
+fn is_over<A: Address>(half: &Half<A>, twin: Option<&Half<A>>, state: State, age: Age) -> bool {
+    let twin = twin.map(|twin| &twin.value);
+    flow::is_expired(half.key.protocol, &half.value, twin, age.now, &age.timeouts)
+        || state == State::Closing && !age.is_young(&half.value, twin)
 }
 
 struct Mover<A> {
@@ -137,15 +191,21 @@ where
 
     /// Moves the flow of an entry, both halves; `false` if it has to stay. One half alone would tell little of the flow to
     /// eviction and to the collector, which look into this generation's table.
-    fn shift(&self, key: &[u8], last: bool) -> io::Result<bool> {
+    fn shift(&self, key: &[u8], last: bool, age: Age) -> io::Result<bool> {
         let Some(half) = self.halves.half(key)? else {
             // Moved with its twin, or over.
             return Ok(true);
         };
         let (twin, state) = self.halves.twin(&half)?;
+        let is_young = age.is_young(&half.value, twin.map(|twin| twin.value).as_ref());
         let unresolved = |half: &Half<A>| half.value.flags & UNRESOLVED != 0;
         if !last && (unresolved(&half) || twin.as_ref().is_some_and(unresolved)) {
             return Ok(false);
+        }
+        if is_over(&half, twin.as_ref(), state, age) || self.room.get() == 0 && state.is_expendable() && !is_young {
+            self.forget(&half)?;
+            twin.map_or(Ok(()), |twin| self.forget(&twin))?;
+            return Ok(true);
         }
         if self.room.get() == 0 && state.is_expendable() {
             return Ok(false);
@@ -159,6 +219,31 @@ where
             }
         }
         Ok(true)
+    }
+
+    /// Forgets the flow of an entry if it is over.
+    fn sweep(&self, key: &[u8], age: Age) -> io::Result<()> {
+        let Some(half) = self.halves.half(key)? else {
+            return Ok(());
+        };
+        let (twin, state) = self.halves.twin(&half)?;
+        if is_over(&half, twin.as_ref(), state, age) {
+            self.forget(&half)?;
+            twin.map_or(Ok(()), |twin| self.forget(&twin))?;
+        }
+        Ok(())
+    }
+
+    /// Removes a half from the previous generation's table, unless a packet has changed it since it was read.
+    fn forget(&self, half: &Half<A>) -> io::Result<()> {
+        let (from, key) = (&self.halves.from, raw::to_bytes(&half.key));
+        let Some(taken) = from.take(&key)? else {
+            return Ok(());
+        };
+        if self.halves.converted(&taken) != Some(half.value) {
+            from.set(&key, &taken, Update::New)?;
+        }
+        Ok(())
     }
 
     /// Copies an entry if its flow is established; `false` if there is no room.

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use proxy_common::layout::{
+    TICK_SHIFT, Timeouts,
     handover::{FOLLOWS, LEADS},
     tables::{FLOWS_V4, FLOWS_V6, HANDOVER},
 };
@@ -17,10 +18,11 @@ use proxy_common::layout::{
 use super::{
     Generation, Previous,
     carry::{self, Reach},
-    flows::{self, Pass},
+    flows::{self, Age, Pass},
     openings,
 };
 use crate::dataplane::{
+    collect,
     hook::Place,
     object::Programs,
     pin,
@@ -54,8 +56,8 @@ pub(in crate::dataplane) struct Handover {
     round: Option<JoinHandle<Round>>,
     next_round: Duration,
     idle: Idle,
-    /// Longest time that a flow may be without packets
-    patience: Duration,
+    /// How long flows live without packets
+    timeouts: Timeouts,
 }
 
 impl Handover {
@@ -67,7 +69,7 @@ impl Handover {
     pub(in crate::dataplane) fn begin(
         own: Generation,
         previous: Previous,
-        patience: Duration,
+        timeouts: Timeouts,
         now: Duration,
     ) -> Result<Self> {
         let stage = if previous.own_leads {
@@ -89,7 +91,7 @@ impl Handover {
             round: None,
             next_round: now,
             idle: Idle::default(),
-            patience,
+            timeouts,
         })
     }
 
@@ -100,6 +102,13 @@ impl Handover {
     pub(in crate::dataplane) fn admit(&self, programmer: &mut Programmer, now: Duration) -> Result<()> {
         let reach = Reach::of(self.previous.leader()).context("cannot read the flows of the previous generation")?;
         reach.admit(programmer, now)
+    }
+
+    fn age(&self, now: Duration) -> Age {
+        Age {
+            now: collect::tick(now),
+            timeouts: self.timeouts,
+        }
     }
 
     /// Whether the previous generation still decides.
@@ -119,6 +128,7 @@ impl Handover {
             flows::copy_established(&older, &self.own)?;
             older = older.previous();
         }
+        flows::sweep(self.previous.leader(), &self.own, self.age(now))?;
         self.admit(programmer, now)?;
         openings::carry(self.previous.leader(), &self.own)?;
         carry::affinity(self.previous.leader(), &self.own)?;
@@ -163,18 +173,19 @@ impl Handover {
             }
             // Moving may take more than one round, and has an end; what can't be moved is only looked at now and then.
             if pass.moved == 0 && pass.left > 0 {
-                self.idle.forget(self.previous.leader(), self.patience, now)?;
+                let patience = Duration::from_nanos(u64::from(self.timeouts.longest()) << TICK_SHIFT);
+                self.idle.forget(self.previous.leader(), patience, now)?;
                 self.next_round = now + LOOK;
             }
             carry::counters(self.previous.leader(), &self.own)?;
         }
         if now >= self.next_round {
             let (previous, own) = (self.previous.leader().clone(), self.own.clone());
-            let last = now >= since + GRACE;
+            let (last, age) = (now >= since + GRACE, self.age(now));
             let thread = std::thread::Builder::new().name("move-flows".to_owned());
             self.round = Some(thread.spawn(move || Round {
                 began: now,
-                pass: flows::shift(&previous, &own, last),
+                pass: flows::shift(&previous, &own, last, age),
             })?);
         }
         Ok(false)
