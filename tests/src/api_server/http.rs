@@ -21,6 +21,7 @@ use super::{
     resource::Resource,
     selector::Selector,
     state::{Gone, Request, Shared, Verb},
+    tls::Tls,
 };
 
 pub(super) type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
@@ -35,6 +36,19 @@ pub(super) async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming
         };
         body.map_frame(count).boxed_unsync()
     }))
+}
+
+/// [`answer`] to who has the token; 401 to others.
+pub(super) async fn answer_who_may_ask(
+    shared: Arc<Shared>,
+    tls: Arc<Tls>,
+    request: hyper::Request<Incoming>,
+) -> Result<Answer, Infallible> {
+    if tls.is_shown(request.headers()) {
+        answer(shared, request).await
+    } else {
+        Ok(failure(401, "Unauthorized", "Unauthorized"))
+    }
 }
 
 async fn respond_to(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Answer {

@@ -24,7 +24,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use self::{real::Real, state::Shared, store::Key};
+use self::{real::Real, state::Shared, store::Key, tls::Tls};
 pub use self::{
     resource::Resource,
     state::{Gone, Mangle, Request, Traffic, Verb},
@@ -38,6 +38,7 @@ mod resource;
 mod selector;
 mod state;
 mod store;
+mod tls;
 
 /// How long the `wait_` functions wait before they panic.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -50,6 +51,8 @@ pub struct Saved(u64);
 pub struct ApiServer {
     shared: Arc<Shared>,
     address: SocketAddr,
+    /// `None` over plain TCP
+    tls: Option<Arc<Tls>>,
     serving: Option<Serving>,
 }
 
@@ -72,12 +75,26 @@ impl ApiServer {
     /// # Errors
     /// When the listener or a thread is unusable.
     pub fn on(listener: TcpListener) -> io::Result<Self> {
+        Self::with(listener, None)
+    }
+
+    /// Starts on a listener bound before, at 127.0.0.1: answers over TLS only, and only to who has the token of its
+    /// [`Self::kubeconfig`].
+    ///
+    /// # Errors
+    /// When the listener or a thread is unusable.
+    pub fn secure(listener: TcpListener) -> io::Result<Self> {
+        Self::with(listener, Some(Arc::new(Tls::new()?)))
+    }
+
+    fn with(listener: TcpListener, tls: Option<Arc<Tls>>) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared::new(Real::of_environment()?));
-        let serving = Some(Serving::start(listener, &shared)?);
+        let serving = Some(Serving::start(listener, &shared, tls.as_ref())?);
         let server = Self {
             shared,
             address,
+            tls,
             serving,
         };
         if server.shared.real.is_none() {
@@ -95,16 +112,21 @@ impl ApiServer {
         self.address
     }
 
-    /// Writes a kubeconfig that leads here into a directory and returns its path.
+    /// Writes a kubeconfig that leads here into a directory and returns its path. Of a [`Self::secure`] one also `ca.crt` and `token`.
     ///
     /// # Errors
-    /// When the file can't be written.
+    /// When a file can't be written.
     pub fn kubeconfig(&self, directory: &Path) -> io::Result<PathBuf> {
+        let (scheme, (mut cluster, user)) = match &self.tls {
+            Some(tls) => ("https", tls.write(directory)?),
+            None => ("http", (json!({}), json!({}))),
+        };
+        cluster["server"] = format!("{scheme}://{}", self.address).into();
         let config = json!({
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": "test", "cluster": {"server": format!("http://{}", self.address)}}],
-            "users": [{"name": "node", "user": {}}],
+            "clusters": [{"name": "test", "cluster": cluster}],
+            "users": [{"name": "node", "user": user}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "node"}}],
             "current-context": "test",
         });
@@ -345,7 +367,11 @@ impl ApiServer {
     /// When the address is taken by now, or no thread is to be had.
     pub fn restart(&mut self) -> io::Result<()> {
         self.stop();
-        self.serving = Some(Serving::start(TcpListener::bind(self.address)?, &self.shared)?);
+        self.serving = Some(Serving::start(
+            TcpListener::bind(self.address)?,
+            &self.shared,
+            self.tls.as_ref(),
+        )?);
         Ok(())
     }
 }
@@ -365,15 +391,15 @@ impl Drop for ApiServer {
 }
 
 impl Serving {
-    fn start(listener: TcpListener, shared: &Arc<Shared>) -> io::Result<Self> {
+    fn start(listener: TcpListener, shared: &Arc<Shared>, tls: Option<&Arc<Tls>>) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
-        let shared = shared.clone();
+        let (shared, tls) = (shared.clone(), tls.cloned());
         let thread = thread::Builder::new().name("api-server".to_owned()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    error = serve(listener, shared) => panic!("the test API server can't accept: {error}"),
+                    error = serve(listener, shared, tls) => panic!("the test API server can't accept: {error}"),
                     // Whatever ends the wait, the runtime ends with it, and with the runtime all connections.
                     _ = stopped => {}
                 }
@@ -384,7 +410,7 @@ impl Serving {
 }
 
 /// Serves connections until the listener breaks.
-async fn serve(listener: TcpListener, shared: Arc<Shared>) -> io::Error {
+async fn serve(listener: TcpListener, shared: Arc<Shared>, tls: Option<Arc<Tls>>) -> io::Error {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return error,
@@ -398,12 +424,23 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) -> io::Error {
         // now fails where it is served.
         _ = connection.set_nodelay(true);
         let shared = shared.clone();
-        let service = service_fn(move |request| http::answer(shared.clone(), request));
         // A connection ends in an error when the client goes away or a test broke it: both are as it should be.
-        tokio::spawn(async move {
-            http1::Builder::new()
-                .serve_connection(TokioIo::new(connection), service)
-                .await
-        });
+        match tls.clone() {
+            None => {
+                let service = service_fn(move |request| http::answer(shared.clone(), request));
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(connection), service));
+            }
+            Some(tls) => {
+                let service = service_fn({
+                    let tls = tls.clone();
+                    move |request| http::answer_who_may_ask(shared.clone(), tls.clone(), request)
+                });
+                tokio::spawn(async move {
+                    let connection = tls.acceptor.accept(connection).await.map_err(|_| ())?;
+                    let served = http1::Builder::new().serve_connection(TokioIo::new(connection), service);
+                    served.await.map_err(|_| ())
+                });
+            }
+        }
     }
 }

@@ -75,9 +75,21 @@ pub(super) struct Cluster<'a> {
 
 /// Runs a scenario in a cluster.
 pub(super) fn cluster(scenario: impl FnOnce(&mut Cluster<'_>) -> Result<()>) -> Result<()> {
+    cluster_of(ApiServer::on, scenario)
+}
+
+/// Runs a scenario in a cluster whose API server takes TLS and a token.
+pub(super) fn secure_cluster(scenario: impl FnOnce(&mut Cluster<'_>) -> Result<()>) -> Result<()> {
+    cluster_of(ApiServer::secure, scenario)
+}
+
+fn cluster_of(
+    start: fn(TcpListener) -> std::io::Result<ApiServer>,
+    scenario: impl FnOnce(&mut Cluster<'_>) -> Result<()>,
+) -> Result<()> {
     lab(|lab| {
         let listener = lab.node(NODE).namespace().run(|| TcpListener::bind("127.0.0.1:0"))?;
-        let server = ApiServer::on(listener)?;
+        let server = start(listener)?;
         let kubeconfig = server.kubeconfig(&lab.directory())?;
         scenario(&mut Cluster {
             lab,

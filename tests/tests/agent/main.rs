@@ -11,6 +11,7 @@ mod log;
 mod metrics;
 mod permissions;
 mod restart;
+mod secure;
 mod services;
 mod start;
 mod tables;

@@ -11,15 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aws_lc_rs::{
-    rand::SystemRandom,
-    signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair},
-};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use pem::Pem;
+use rcgen::KeyPair;
 
 /// Names the folder of the programs; the convention of controller test suites.
 pub(super) const VARIABLE: &str = "KUBEBUILDER_ASSETS";
@@ -112,10 +108,8 @@ impl Plan {
             self.directory.join("tokens"),
             format!("{},test,test,system:masters\n", self.token),
         )?;
-        let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new());
-        let key = key.map_err(io::Error::other)?;
-        let key = pem::encode(&Pem::new("PRIVATE KEY", key.as_ref()));
-        fs::write(self.directory.join("service-accounts.key"), key)
+        let key = KeyPair::generate().map_err(io::Error::other)?;
+        fs::write(self.directory.join("service-accounts.key"), key.serialize_pem())
     }
 
     /// The arguments of etcd.

@@ -61,6 +61,7 @@ fn both_programs_are_told_the_same_places() {
         file("--token-auth-file="),
         format!("{},test,test,system:masters\n", plan.token)
     );
-    let key = pem::parse(file("--service-account-signing-key-file=")).expect("it is PEM");
-    assert_eq!(key.tag(), "PRIVATE KEY");
+    let key = file("--service-account-signing-key-file=");
+    assert!(key.starts_with("-----BEGIN PRIVATE KEY-----"), "it is PEM");
+    assert!(rcgen::KeyPair::from_pem(&key).is_ok());
 }
