@@ -29,6 +29,7 @@ pub(super) fn reserve_twin<A: AddressBytes, T: Tables<A>, E: Environment>(
         Claim::Taken => {}
     }
     for attempt in 0..ATTEMPTS {
+        tables.count(Reason::PortTaken, 0);
         #[expect(
             clippy::cast_possible_truncation,
             reason = "FIRST_PORT + (65536 - FIRST_PORT) - 1 at most"

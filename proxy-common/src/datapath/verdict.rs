@@ -120,6 +120,8 @@ reasons! {
     HostUnserved = 28, Continue, "packet of a host process that no socket hook saw, passed untouched";
     /// Counted beside the packet's own reason when the table is full and the packet's flow gets its place
     FlowEvicted = 29, Continue, "unanswered or closed flow, given up for a new one as the flow table was full";
+    /// Counted beside the packet's own reason, each time that another flow or a socket has the port that was tried
+    PortTaken = 30, Continue, "port in use, another one tried for the flow";
 }
 
 impl From<Reason> for Outcome {

@@ -77,6 +77,7 @@ both_families! {
         world.random.borrow_mut().extend([0, 0, 1 << 31]);
         let sent = world.enter(&Segment::first(TCP, HERE, OTHER_VIP));
         assert_eq!((sent.reason, sent.source), (Reason::NewFlow, (CLIENT, 33_280)));
+        assert_eq!(world.reasons.borrow()[&Reason::PortTaken].packets, 2, "its own, and 1024");
     }
 
     fn flow_without_a_free_port_is_dropped<F>() {
@@ -90,6 +91,7 @@ both_families! {
             let before = world.flows.borrow().clone();
             assert_eq!(world.enter(&Segment::first(UDP, HERE, OTHER_VIP)).reason, Reason::PortsExhausted);
             assert_eq!(*world.flows.borrow(), before);
+            assert_eq!(world.reasons.borrow()[&Reason::PortTaken].packets, 8, "one for each that was drawn");
         }
     }
 
