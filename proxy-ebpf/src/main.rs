@@ -4,6 +4,7 @@
 #![no_std]
 #![no_main]
 
+mod count;
 mod environment;
 mod eviction;
 mod heir;

@@ -11,8 +11,8 @@ use proxy_common::{
     layout::{
         AffinityKey, AffinityValue, Backend, Counter, Device, Event, FILTER_WORDS, FlowKey, FlowValue, FragmentKey,
         FragmentValue, HeldFragment, HeldKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_FLOWS, MAX_FRAGMENTED, MAX_HELD,
-        MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, MAX_WATCHERS, Member, MemberKey, Opening, OpeningEnds,
-        ServiceCounter, ServiceKey, ServiceName, ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, Source,
+        MAX_REFUSALS, MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, MAX_WATCHERS, Member, MemberKey, Opening, OpeningEnds,
+        RefusalKey, ServiceCounter, ServiceKey, ServiceName, ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, Source,
         Watcher, opening_slots,
     },
 };
@@ -124,11 +124,15 @@ pub static REASON_COUNTS: PerCpuArray<Counter, 64> = PerCpuArray::new();
 pub static ANSWER_LIMIT: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[btf_map(name = "service_counts")]
 pub static SERVICE_COUNTS: PerCpuArray<ServiceCounter, { MAX_SERVICES as usize }> = PerCpuArray::new();
+#[btf_map(name = "refusals")]
+pub static REFUSALS: HashMap<RefusalKey, Counter, { MAX_REFUSALS as usize }> = HashMap::new();
 /// Written and read by the agent only.
 #[btf_map(name = "reasons_before")]
 pub static REASONS_BEFORE: Array<Counter, 64> = Array::new();
 #[btf_map(name = "services_before")]
 pub static SERVICES_BEFORE: HashMap<u32, ServiceCounter, { MAX_SERVICES as usize }, SPARSE> = HashMap::new();
+#[btf_map(name = "refusals_before")]
+pub static REFUSALS_BEFORE: HashMap<RefusalKey, Counter, { MAX_REFUSALS as usize }, SPARSE> = HashMap::new();
 
 #[btf_map(name = "watchers")]
 pub static WATCHERS: Array<Watcher, { MAX_WATCHERS as usize + 1 }> = Array::new();

@@ -1,7 +1,5 @@
 //! The maps of one address family as the datapath's tables.
 
-use core::arch::asm;
-
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     btf_maps::lpm_trie::Key,
@@ -16,7 +14,7 @@ use proxy_common::{
     packet::{Family as _, V4, V6},
 };
 
-use crate::{eviction, maps, settings};
+use crate::{count, eviction, maps, settings};
 
 /// `EEXIST` (`include/uapi/asm-generic/errno-base.h`)
 const EXISTS: i32 = -17;
@@ -69,19 +67,6 @@ impl<A: Copy> FlowHandle<A> for Flow<A> {
 /// The tables of a family.
 pub struct Maps<F>(pub F);
 
-/// Adds one to a counter of this CPU. Unlike a packet's program, a process's may be interrupted in the middle, by a packet
-/// that is counted: so it is one instruction.
-#[inline(always)]
-fn increment(counter: *mut u64) {
-    // SAFETY: the caller's counter is an aligned word of a map's memory, which outlives the program.
-    unsafe {
-        asm!(
-            "lock *(u64 *)({counter} + 0) += {one}",
-            counter = in(reg) counter, one = in(reg) 1_u64, options(nostack, preserves_flags)
-        );
-    }
-}
-
 /// Implements the tables over the maps of one family.
 macro_rules! tables {
     ($family:ty, $address:ty, $addresses:ident, $sources:ident, $services:ident, $slots:ident,
@@ -114,7 +99,7 @@ macro_rules! tables {
             fn count_refused(&self, reason: Reason) {
                 if let Some(counter) = maps::REASON_COUNTS.get_ptr_mut(reason as u32) {
                     // SAFETY: only the field's address is taken.
-                    increment(unsafe { &raw mut (*counter).packets });
+                    count::add(unsafe { &raw mut (*counter).packets }, 1);
                 }
             }
 
@@ -122,7 +107,7 @@ macro_rules! tables {
             fn count_connection(&self, service: u32) {
                 if let Some(counter) = maps::SERVICE_COUNTS.get_ptr_mut(service) {
                     // SAFETY: as above.
-                    increment(unsafe { &raw mut (*counter).connections });
+                    count::add(unsafe { &raw mut (*counter).connections }, 1);
                 }
             }
         }
@@ -395,7 +380,7 @@ macro_rules! tables {
             #[inline(always)]
             fn count_lost(&self, place: u32) {
                 if let Some(counter) = maps::EVENTS_LOST.get_ptr_mut(place) {
-                    increment(counter);
+                    count::add(counter, 1);
                 }
             }
 
@@ -409,6 +394,11 @@ macro_rules! tables {
                         (*counter).bytes += u64::from(bytes);
                     }
                 }
+            }
+
+            #[inline(always)]
+            fn count_refusal(&self, service: u32, reason: Reason, bytes: u32) {
+                count::count_refusal(service, reason as u32, bytes);
             }
         }
     };

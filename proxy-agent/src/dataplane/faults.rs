@@ -88,6 +88,7 @@ impl Faults {
             frontend_filter: self.within(tables::FRONTEND_FILTER, tables.frontend_filter),
             backend_filter: self.within(tables::BACKEND_FILTER, tables.backend_filter),
             service_counts: self.within(tables::SERVICE_COUNTS, tables.service_counts),
+            refusals: self.within(tables::REFUSALS, tables.refusals),
             ..tables
         }
     }

@@ -1,6 +1,7 @@
 //! The tables as pinned BPF maps.
 
 use std::{
+    hash::Hash,
     io,
     iter::Sum,
     marker::PhantomData,
@@ -12,6 +13,7 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, Pe
 use proxy_common::layout::{AddressBytes, Plain, Source, SourceKey, TableKind, TableSpec, tables};
 
 use super::{
+    counted::Counted,
     observer::{self, SharedObserver},
     pin::PinDirectory,
     raw::{self, Raw},
@@ -68,6 +70,7 @@ pub fn open_observed(pin: &PinDirectory, observer: &SharedObserver) -> Result<Ta
         frontend_filter: array(place, tables::FRONTEND_FILTER)?,
         backend_filter: array(place, tables::BACKEND_FILTER)?,
         reason_counts: per_cpu(place, tables::REASON_COUNTS, array(place, tables::REASONS_BEFORE)?)?,
+        refusals: counted(place, tables::REFUSALS, tables::REFUSALS_BEFORE)?,
         service_counts: per_cpu(place, tables::SERVICE_COUNTS, hash(place, tables::SERVICES_BEFORE)?)?,
     })
 }
@@ -101,6 +104,17 @@ where
 {
     let map = KernelMap::open(place, spec)?;
     Ok(Box::new(KernelPerCpu { map, before }))
+}
+
+fn counted<K, V>(place: &Place<'_>, spec: TableSpec, before: TableSpec) -> Result<BoxedTable<K, V>>
+where
+    K: Plain + Eq + Hash + Send,
+    V: Plain + Send + Sum,
+{
+    Ok(Box::new(Counted {
+        now: hash(place, spec)?,
+        before: hash(place, before)?,
+    }))
 }
 
 /// A pinned map that has been compared with its table.

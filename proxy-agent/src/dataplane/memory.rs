@@ -9,8 +9,8 @@ use std::{
 
 use proxy_common::layout::{
     AddressBytes, AffinityKey, AffinityValue, Backend, Counter, Device, FlowKey, FlowValue, FragmentKey, FragmentValue,
-    HeldFragment, HeldKey, Member, MemberKey, Opening, OpeningEnds, ServiceCounter, ServiceKey, ServiceName,
-    ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey, TableSpec, tables,
+    HeldFragment, HeldKey, Member, MemberKey, Opening, OpeningEnds, RefusalKey, ServiceCounter, ServiceKey,
+    ServiceName, ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey, TableSpec, tables,
 };
 
 use super::table::{FamilyTables, Table, TableError, Tables};
@@ -227,6 +227,8 @@ pub struct Memory {
     pub reason_counts: MemoryTable<u32, Counter>,
     /// Traffic by service id
     pub service_counts: MemoryTable<u32, ServiceCounter>,
+    /// Refused packets by service id and reason
+    pub refusals: MemoryTable<RefusalKey, Counter>,
     observer: Arc<OnceLock<Observer>>,
 }
 
@@ -279,6 +281,7 @@ impl Memory {
             backend_filter: MemoryTable::array(sized(tables::BACKEND_FILTER), &observer),
             reason_counts: MemoryTable::array(sized(tables::REASON_COUNTS), &observer),
             service_counts: MemoryTable::array(sized(tables::SERVICE_COUNTS), &observer),
+            refusals: MemoryTable::hash(sized(tables::REFUSALS), &observer),
             observer,
         }
     }
@@ -301,6 +304,7 @@ impl Memory {
             backend_filter: Box::new(self.backend_filter.clone()),
             reason_counts: Box::new(self.reason_counts.clone()),
             service_counts: Box::new(self.service_counts.clone()),
+            refusals: Box::new(self.refusals.clone()),
         }
     }
 }

@@ -12,6 +12,7 @@ mod clsact;
 pub mod collect;
 mod collection;
 mod conntrack;
+mod counted;
 pub mod doctor;
 pub mod edge;
 pub mod faults;

@@ -19,7 +19,7 @@ use proxy_common::{
     },
     layout::{
         AddressBytes, AffinityKey, AffinityValue, Counter, Event, FlowKey, FlowValue, FragmentKey, FragmentValue,
-        HeldFragment, HeldKey, Opening, ServiceCounter, SocketKey, SocketValue, Timeouts, filter_bit,
+        HeldFragment, HeldKey, Opening, RefusalKey, ServiceCounter, SocketKey, SocketValue, Timeouts, filter_bit,
     },
     packet::{BufferPacket, Family},
 };
@@ -68,6 +68,7 @@ pub struct Simulation<'a, F: Family> {
     resent: RefCell<Vec<Vec<u8>>>,
     reasons: RefCell<BTreeMap<Reason, Counter>>,
     services: RefCell<BTreeMap<u32, ServiceCounter>>,
+    refusals: RefCell<BTreeMap<RefusalKey, Counter>>,
     events: RefCell<Vec<Event>>,
     answers_full: Cell<u64>,
     answer: RefCell<Option<Vec<u8>>>,
@@ -135,6 +136,7 @@ impl<'a, F: Family> Simulation<'a, F> {
             resent: RefCell::default(),
             reasons: RefCell::default(),
             services: RefCell::default(),
+            refusals: RefCell::default(),
             events: RefCell::default(),
             answers_full: Cell::default(),
             answer: RefCell::default(),
@@ -239,6 +241,11 @@ impl<'a, F: Family> Simulation<'a, F> {
     /// What was counted by service id.
     pub fn services(&self) -> BTreeMap<u32, ServiceCounter> {
         self.services.borrow().clone()
+    }
+
+    /// Refused packets so far, by service id and reason.
+    pub fn refusals(&self) -> BTreeMap<RefusalKey, Counter> {
+        self.refusals.borrow().clone()
     }
 
     fn note(&self, lookup: Lookup<F::Address>) {

@@ -5,8 +5,8 @@ use std::io;
 
 use proxy_common::layout::{
     AffinityKey, AffinityValue, Backend, Counter, Device, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment,
-    HeldKey, Member, MemberKey, Opening, OpeningEnds, ServiceCounter, ServiceKey, ServiceName, ServiceRanges,
-    ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey,
+    HeldKey, Member, MemberKey, Opening, OpeningEnds, RefusalKey, ServiceCounter, ServiceKey, ServiceName,
+    ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey,
 };
 
 /// Why a table could not be read or written.
@@ -112,4 +112,6 @@ pub struct Tables {
     pub reason_counts: BoxedTable<u32, Counter>,
     /// Traffic by service id
     pub service_counts: BoxedTable<u32, ServiceCounter>,
+    /// Refused packets by service id and reason
+    pub refusals: BoxedTable<RefusalKey, Counter>,
 }

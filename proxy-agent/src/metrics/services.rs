@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr};
 
 use anyhow::Result;
 use prometheus_client::encoding::DescriptorEncoder;
-use proxy_common::layout::ServiceCounter;
+use proxy_common::{datapath::Reason, layout::ServiceCounter};
 
 use super::{
     detail::{Detail, Told},
@@ -23,6 +23,7 @@ use crate::{
 pub(super) struct Services {
     detail: Option<Detail>,
     ports: Vec<Port>,
+    refusals: Vec<Refusal>,
     endpoints: Vec<Endpoint>,
     /// Service ports and endpoints that are left out
     left_out: usize,
@@ -31,6 +32,12 @@ pub(super) struct Services {
 struct Port {
     traffic: ServiceTraffic,
     flows: u64,
+}
+
+struct Refusal {
+    port: ServicePort,
+    reason: Reason,
+    packets: u64,
 }
 
 struct Endpoint {
@@ -58,6 +65,17 @@ impl Services {
         let mut endpoints: Vec<_> = census.endpoints.iter().filter_map(endpoint).collect();
         endpoints.sort_unstable_by(|one, other| (&one.port, one.address).cmp(&(&other.port, other.address)));
         endpoints.truncate(detail.limit);
+        let mut refusals = Vec::new();
+        if detail.services == Told::On {
+            for (id, reason, counted) in inspect::refusals(tables)? {
+                refusals.extend(name(id).map(|port| Refusal {
+                    port: port.clone(),
+                    reason,
+                    packets: counted.packets,
+                }));
+            }
+            refusals.sort_unstable_by(|one, other| (&one.port, one.reason).cmp(&(&other.port, other.reason)));
+        }
         let ports = traffic.into_iter().map(|traffic| {
             let flows = census.services.get(&traffic.id).copied().unwrap_or_default();
             Port { traffic, flows }
@@ -67,6 +85,7 @@ impl Services {
             detail: Some(detail),
             left_out: all - ports.len() - endpoints.len(),
             ports,
+            refusals,
             endpoints,
         })
     }
@@ -106,7 +125,18 @@ impl Services {
             encoder,
             flows,
             self.ports.iter().map(|port| (labels(&port.traffic.port), port.flows)),
-        )
+        )?;
+        let refused = (
+            "proxy_agent_service_refused_packets",
+            "Packets that a service port refused, by what became of them, and why",
+        );
+        let row = |refusal: &Refusal| {
+            let [namespace, service, port, protocol] = labels(&refusal.port);
+            let verdict = ("verdict", format!("{:?}", refusal.reason.verdict()));
+            let reason = ("reason", format!("{:?}", refusal.reason));
+            ([namespace, service, port, protocol, verdict, reason], refusal.packets)
+        };
+        counters(encoder, refused, self.refusals.iter().map(row))
     }
 
     fn encode_endpoints(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -138,6 +168,7 @@ pub(super) mod tests {
     use std::collections::HashMap;
 
     use prometheus_client::{collector::Collector, registry::Registry};
+    use proxy_common::layout::{Counter, RefusalKey};
 
     use super::*;
     use crate::{
@@ -183,6 +214,16 @@ pub(super) mod tests {
             bytes: 300,
         };
         tables.service_counts.insert(&3, &counted).expect("room");
+        for (service, reason, packets) in [
+            (3, Reason::NoEndpoints, 5),
+            (3, Reason::FlowTableFull, 2),
+            (9, Reason::NoEndpoints, 1),
+        ] {
+            let reason = reason as u32;
+            let refused = Counter { packets, bytes: 60 };
+            let key = RefusalKey { service, reason };
+            tables.refusals.insert(&key, &refused).expect("room");
+        }
         let census = Census {
             services: HashMap::from([(3, 7)]),
             endpoints: HashMap::from([((3, ENDPOINT.into()), 6), ((4, ENDPOINT.into()), 1)]),
@@ -221,7 +262,13 @@ pub(super) mod tests {
             assert!(told.contains(&line.as_str()), "{line} is not in\n{text}");
         }
         assert!(told.contains(&"proxy_agent_metrics_left_out 0"));
-        assert_eq!(told.len(), 1 + 3 * 4);
+        // Of a service port that there isn't, nothing.
+        for (verdict, reason, packets) in [("Reject", "NoEndpoints", 5), ("Drop", "FlowTableFull", 2)] {
+            let labels = labels.replace('}', &format!(r#",verdict="{verdict}",reason="{reason}"}}"#));
+            let line = format!("proxy_agent_service_refused_packets_total{labels} {packets}");
+            assert!(told.contains(&line.as_str()), "{line} is not in\n{text}");
+        }
+        assert_eq!(told.len(), 1 + 3 * 4 + 2);
         let off = Detail {
             services: Told::Off,
             ..Detail::default()

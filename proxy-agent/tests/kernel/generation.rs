@@ -8,7 +8,7 @@ use proxy_agent::{
 };
 use proxy_common::{
     datapath::flow::{twin_key, twin_value},
-    layout::{self, Counter, FlowKey, FlowValue, INGRESS, ServiceCounter, flow_flags, history, tables},
+    layout::{self, Counter, FlowKey, FlowValue, INGRESS, RefusalKey, ServiceCounter, flow_flags, history, tables},
 };
 
 use crate::{
@@ -116,6 +116,8 @@ fn a_table_of_another_size_keeps_flows_counters_and_ids() {
     let (by_reason, by_service) = counted(7);
     tables.reason_counts.insert(&1, &by_reason).expect("room");
     tables.service_counts.insert(&1, &by_service).expect("room");
+    let refusal = RefusalKey { service: 1, reason: 8 };
+    tables.refusals.insert(&refusal, &by_reason).expect("room");
     let names = tables.service_names.entries().expect("names");
     drop(tables);
 
@@ -128,6 +130,7 @@ fn a_table_of_another_size_keeps_flows_counters_and_ids() {
         assert_eq!(tables.v4.flows.max_entries(), size);
         assert_eq!(tables.reason_counts.get(&1).expect("counters"), Some(by_reason));
         assert_eq!(tables.service_counts.get(&1).expect("counters"), Some(by_service));
+        assert_eq!(tables.refusals.entries().expect("counters"), [(refusal, by_reason)]);
         assert_eq!(tables.service_names.entries().expect("names"), names);
         let ids = |links: Vec<(std::path::PathBuf, u32, u32)>| links.into_iter().map(|link| link.1).collect::<Vec<_>>();
         assert_eq!(

@@ -315,6 +315,9 @@ fn finish<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     let reason = if reason.verdict() == Verdict::Rewrite {
         rewrite::<F, P, T>(packet, tables, &scratch.transport, side, &scratch.value, reason)
     } else {
+        if reason.is_refusal_of_service() {
+            tables.count_refusal(scratch.value.service, reason, packet.length());
+        }
         reason
     };
     if reason == Reason::NewFlow {

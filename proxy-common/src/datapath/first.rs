@@ -94,7 +94,7 @@ pub(super) fn open_again<A: AddressBytes, T: Tables<A>, E: Environment>(
 /// Only while a node is taken over is it left to conntrack, which may know the connection.
 ///
 /// # Errors
-/// Why there is none.
+/// Why there is none; the service is set if there is a frontend.
 #[inline(never)]
 pub fn choose<A: AddressBytes, T: Tables<A>, E: Environment>(
     tables: &T,
@@ -106,13 +106,14 @@ pub fn choose<A: AddressBytes, T: Tables<A>, E: Environment>(
     } = scratch;
     let (mut service, mut choice) = (ServiceValue::default(), Choice::default());
     frontend::find(tables, key, &mut service)?;
+    // Who counts what is refused asks whose it is.
+    value.service = service.service;
     let opens = key.protocol == UDP || opens_connection(transport.tcp_flags);
     if !opens && tables.device_flags(environment.device()) & device_flags::TAKING_OVER != 0 {
         return Err(Reason::MidStream);
     }
     select::decide(tables, environment, key, &service, &mut choice)?;
     select::draw(tables, environment, key, &service, &choice, value)?;
-    value.service = service.service;
     // behaviour.md 5.2: a client that gets itself must be answered by way of the node.
     let masqueraded = choice.masquerade || value.address == key.source;
     value.flags = if masqueraded { flow_flags::MASQUERADED } else { 0 };

@@ -41,6 +41,11 @@ pub fn judge_host_packet<F: Family, P: Packet, T: Tables<F::Address>, E: Environ
     match found {
         Ok(()) => Reason::HostUnserved,
         Err(Reason::NoFrontend) => Reason::Unrelated,
-        Err(reason) => reason,
+        Err(reason) => {
+            if reason.is_refusal_of_service() {
+                tables.count_refusal(service.service, reason, packet.length());
+            }
+            reason
+        }
     }
 }

@@ -203,6 +203,8 @@ pub trait Tables<A: AddressBytes> {
     fn count(&self, reason: Reason, bytes: u32);
     /// Counts a rewritten packet, and with it new flows, by service id; bytes from the network header on.
     fn count_service(&self, service: u32, connections: u32, bytes: u32);
+    /// Counts a packet that a service port has refused, by its id; bytes from the network header on.
+    fn count_refusal(&self, service: u32, reason: Reason, bytes: u32);
     /// Who watches from a place, or until when anybody does ([`crate::layout::ANYBODY`]).
     fn watcher(&self, place: u32) -> Option<Watcher>;
     /// Puts an event into the ring at a place, if there is one; `false` if that has no room.

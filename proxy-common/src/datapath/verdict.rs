@@ -124,6 +124,23 @@ reasons! {
     PortTaken = 30, Continue, "port in use, another one tried for the flow";
 }
 
+impl Reason {
+    /// Whether it is why a service port refused a packet, which is known by then: such packets are counted by service port, too.
+    #[inline(always)]
+    pub const fn is_refusal_of_service(self) -> bool {
+        matches!(
+            self,
+            Self::NoEndpoints
+                | Self::NoLocalEndpoints
+                | Self::EndpointMissing
+                | Self::FlowTableFull
+                | Self::PortsExhausted
+                | Self::NoMasqueradeAddress
+                | Self::SourceRefused
+        )
+    }
+}
+
 impl From<Reason> for Outcome {
     #[inline(always)]
     fn from(reason: Reason) -> Self {

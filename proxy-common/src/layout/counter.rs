@@ -1,4 +1,4 @@
-//! Tables `reason_counts` (by `datapath::Reason`) and `service_counts` (by service id), per CPU.
+//! Tables `reason_counts` (by `datapath::Reason`) and `service_counts` (by service id), per CPU; `refusals` (by both).
 
 use super::{added, plain};
 
@@ -27,7 +27,18 @@ pub struct ServiceCounter {
     pub bytes: u64,
 }
 
+/// Key of the packets that one service port refused for one reason.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RefusalKey {
+    /// Id of the service port
+    pub service: u32,
+    /// Number of the `datapath::Reason`
+    pub reason: u32,
+}
+
 plain! {
+    RefusalKey = 8;
     Counter = 16;
     ServiceCounter = 24 + added(8);
 }

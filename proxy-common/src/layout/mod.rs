@@ -25,7 +25,7 @@ mod socket;
 mod source;
 
 pub use affinity::{AffinityKey, AffinityValue, CLUSTER_LIST, LOCAL_LIST, Member, MemberKey};
-pub use counter::{Counter, ServiceCounter};
+pub use counter::{Counter, RefusalKey, ServiceCounter};
 pub use device::{Device, HOST_DEVICE, device_flags, express, role};
 pub use event::{ANYBODY, AT_SOCKET, Event, LEASE, MAX_WATCHERS, NO_SERVICE, Watcher};
 pub use filter::{FILTER_WORDS, filter_bit};
@@ -216,15 +216,17 @@ pub const MAX_FRAGMENTED: u32 = 16_384;
 pub const MAX_HELD: u32 = 1024;
 /// Default number of addresses of one family that a node has.
 pub const MAX_ADDRESSES: u32 = 4096;
+/// Default number of service ports, by reason, whose refused packets are counted.
+pub const MAX_REFUSALS: u32 = 16_384;
 
 /// All tables, by name.
 pub mod tables {
     use super::{
         AffinityKey, AffinityValue, Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, FragmentKey,
         FragmentValue, HeldFragment, HeldKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_FLOWS, MAX_FRAGMENTED, MAX_HELD,
-        MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, MAX_WATCHERS, Member, MemberKey, Opening, OpeningEnds,
-        ServiceCounter, ServiceKey, ServiceName, ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue,
-        SourceKey, TableKind, TableSpec, Watcher, opening_slots, table,
+        MAX_REFUSALS, MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, MAX_WATCHERS, Member, MemberKey, Opening,
+        OpeningEnds, RefusalKey, ServiceCounter, ServiceKey, ServiceName, ServiceRanges, ServiceValue, SlotKey,
+        SocketKey, SocketValue, SourceKey, TableKind, TableSpec, Watcher, opening_slots, table,
     };
 
     /// IPv4 frontends
@@ -304,11 +306,16 @@ pub mod tables {
     /// Connections, packets and bytes by service id
     pub const SERVICE_COUNTS: TableSpec =
         table::<u32, ServiceCounter>("service_counts", TableKind::PerCpuArray, MAX_SERVICES);
+    /// Refused packets by service id and reason
+    pub const REFUSALS: TableSpec = table::<RefusalKey, Counter>("refusals", TableKind::Hash, MAX_REFUSALS);
     /// What previous generations counted, by reason
     pub const REASONS_BEFORE: TableSpec = table::<u32, Counter>("reasons_before", TableKind::Array, 64);
     /// What previous generations counted, by service id
     pub const SERVICES_BEFORE: TableSpec =
         table::<u32, ServiceCounter>("services_before", TableKind::SparseHash, MAX_SERVICES);
+    /// What previous generations counted, by service id and reason
+    pub const REFUSALS_BEFORE: TableSpec =
+        table::<RefusalKey, Counter>("refusals_before", TableKind::SparseHash, MAX_REFUSALS);
     /// One entry: a word of [`super::handover`]
     pub const HANDOVER: TableSpec = table::<u32, u32>("handover", TableKind::Array, 1);
     /// The limit of answers to refused packets: one entry, the time in nanoseconds at which it is as before the first
@@ -321,7 +328,7 @@ pub mod tables {
     pub const EVENTS_LOST: TableSpec = table::<u32, u64>("events_lost", TableKind::PerCpuArray, MAX_WATCHERS + 1);
 
     /// Every table
-    pub const ALL: [TableSpec; 37] = [
+    pub const ALL: [TableSpec; 39] = [
         SERVICES_V4,
         SERVICES_V6,
         SLOTS_V4,
@@ -352,8 +359,10 @@ pub mod tables {
         BACKEND_FILTER,
         REASON_COUNTS,
         SERVICE_COUNTS,
+        REFUSALS,
         REASONS_BEFORE,
         SERVICES_BEFORE,
+        REFUSALS_BEFORE,
         HANDOVER,
         ANSWER_LIMIT,
         WATCHERS,

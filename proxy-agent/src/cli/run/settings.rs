@@ -91,7 +91,7 @@ pub(super) struct Settings {
     #[serde(deserialize_with = "entries")]
     pub(super) table_sizes: Vec<TableSize>,
 
-    /// Whether metrics tell of each service port: four time series each [default: on]
+    /// Whether metrics tell of each service port: four time series, and one for each reason to refuse its packets [default: on]
     #[arg(long, value_enum)]
     #[serde(deserialize_with = "choice")]
     metrics_services: Option<Told>,

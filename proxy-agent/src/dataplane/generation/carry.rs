@@ -1,14 +1,17 @@
 //! Carrying tables over: what the agent and the programs have written in the previous generation's layout, in this one's.
 
-use std::{collections::HashSet, io};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+};
 
 use anyhow::{Context as _, Result};
 use proxy_common::layout::{
     Counter, FlowKey, INGRESS, Plain, ServiceCounter, TableKind, TableSpec,
     tables::{
         self, ADDRESSES_V4, ADDRESSES_V6, AFFINITY_V4, AFFINITY_V6, DEVICES, FLOWS_V4, FLOWS_V6, FRAGMENTS_V4,
-        FRAGMENTS_V6, HELD_FRAGMENTS, REASON_COUNTS, REASONS_BEFORE, SERVICE_COUNTS, SERVICE_NAMES, SERVICES_BEFORE,
-        SOCKETS_V4, SOCKETS_V6,
+        FRAGMENTS_V6, HELD_FRAGMENTS, REASON_COUNTS, REASONS_BEFORE, REFUSALS, REFUSALS_BEFORE, SERVICE_COUNTS,
+        SERVICE_NAMES, SERVICES_BEFORE, SOCKETS_V4, SOCKETS_V6,
     },
 };
 
@@ -24,7 +27,7 @@ use crate::dataplane::{
 
 /// Tables that are not carried: those of flows are moved later; what becomes of fragments is forgotten in seconds; what the
 /// node is, the agent sees; counters are added up.
-const NOT_CARRIED: [TableSpec; 8] = [
+const NOT_CARRIED: [TableSpec; 11] = [
     FLOWS_V4,
     FLOWS_V6,
     FRAGMENTS_V4,
@@ -33,6 +36,9 @@ const NOT_CARRIED: [TableSpec; 8] = [
     DEVICES,
     ADDRESSES_V4,
     ADDRESSES_V6,
+    SERVICES_BEFORE,
+    REFUSALS,
+    REFUSALS_BEFORE,
 ];
 
 /// One table in two generations, and how to get from one to the other.
@@ -87,7 +93,7 @@ pub(super) fn tables(previous: &Generation, own: &Generation) -> Result<()> {
             spec.kind,
             TableKind::Array | TableKind::PerCpuArray | TableKind::ArrayOfRings
         );
-        keyed && !NOT_CARRIED.contains(spec) && **spec != SERVICES_BEFORE
+        keyed && !NOT_CARRIED.contains(spec)
     };
     for spec in tables::ALL.iter().filter(written_by_agent) {
         let pair = Pair::open(previous, own, spec.name).with_context(|| format!("table {}", spec.name))?;
@@ -152,6 +158,8 @@ pub(super) fn counters(previous: &Generation, own: &Generation) -> Result<()> {
     add_up::<Counter>(previous, own, &REASON_COUNTS, &REASONS_BEFORE).context("counters by reason")?;
     if keeps_ids(previous, own) {
         add_up::<ServiceCounter>(previous, own, &SERVICE_COUNTS, &SERVICES_BEFORE).context("counters by service")?;
+        add_up_entries::<Counter>(previous, own, [&REFUSALS, &REFUSALS_BEFORE])
+            .context("refused packets by service")?;
     }
     Ok(())
 }
@@ -192,6 +200,34 @@ fn add_up<C: Plain + Default + std::iter::Sum>(
     failed
         .map_or(Ok(()), Err)
         .with_context(|| format!("table {}", before.name))
+}
+
+/// [`add_up`] of tables in which only what was counted has an entry: what the programs count, and what those before them did. What
+/// has no room is left out.
+fn add_up_entries<C: Plain + std::iter::Sum>(
+    previous: &Generation,
+    own: &Generation,
+    tables: [&TableSpec; 2],
+) -> Result<()> {
+    let mut counted: HashMap<Vec<u8>, Vec<C>> = HashMap::new();
+    for spec in tables {
+        // A generation that did not count this yet has none.
+        if let Some(pair) = Pair::open(previous, own, spec.name)? {
+            pair.from.scan(&mut |key, value| {
+                let counter = raw::from_bytes::<C>(&pair.value.apply(value));
+                counted.entry(pair.key.apply(key)).or_default().extend(counter);
+            })?;
+        }
+    }
+    let [_, before] = tables;
+    let to = BytesMap::open(&own.map(before.name))?;
+    for (key, counters) in counted {
+        match to.set(&key, &raw::to_bytes(&counters.into_iter().sum::<C>()), Update::Any) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::E2BIG)) => {}
+            set => _ = set.with_context(|| format!("table {}", before.name))?,
+        }
+    }
+    Ok(())
 }
 
 /// The filters' bits that the flows of a generation need, which are known by their keys alone.

@@ -279,6 +279,7 @@ pub(super) fn fills(
         fill(tables::ADDRESSES_V6, &v6.addresses)?,
         fill(tables::SERVICE_NAMES, &all.service_names)?,
         fill(tables::DEVICES, &all.devices)?,
+        fill(tables::REFUSALS, &all.refusals)?,
     ])
 }
 

@@ -1,8 +1,11 @@
-//! What was counted of each service port, and its flows.
+//! What was counted of each service port, and refused, and its flows.
 
 use std::collections::HashMap;
 
-use proxy_common::layout::ServiceCounter;
+use proxy_common::{
+    datapath::Reason,
+    layout::{Counter, ServiceCounter},
+};
 
 use super::{census::flow_census, names};
 use crate::{
@@ -20,6 +23,19 @@ pub fn service_traffic(tables: &Tables) -> Result<Vec<ServiceTraffic>, TableErro
         Ok(ServiceTraffic { id, port, counted })
     };
     names(tables)?.into_iter().map(traffic).collect()
+}
+
+/// What each service port refused, by its id and the reason.
+///
+/// # Errors
+/// If the table can't be read.
+pub fn refusals(tables: &Tables) -> Result<Vec<(u32, Reason, Counter)>, TableError> {
+    let mut refusals = Vec::new();
+    tables.refusals.scan(&mut |key, counted| {
+        let reason = Reason::ALL.get(key.reason as usize);
+        refusals.extend(reason.map(|&reason| (key.service, reason, counted)));
+    })?;
+    Ok(refusals)
 }
 
 /// How many flows each service port has now, as the [`Census`](super::Census) counts them; none where it is absent. Looks at every

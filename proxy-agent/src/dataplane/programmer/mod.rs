@@ -37,7 +37,12 @@ use crate::{
     model::{ObjectName, Problem},
     plan::{Family as AddressFamily, Frontend, NodePlan, Protocol, ServicePort},
 };
-use {devices::Devices, family::Family, filter::Filter, names::Names};
+use {
+    devices::Devices,
+    family::Family,
+    filter::Filter,
+    names::{Counts, Names},
+};
 
 /// How long a lookup under way may still read an endpoint set that no frontend names any more. A program runs for
 /// microseconds; a virtual machine may pause it for longer.
@@ -95,7 +100,11 @@ impl Programmer {
     /// # Errors
     /// If a table can't be read.
     pub fn load(tables: Tables, now: Duration) -> Result<Self, TableError> {
-        let names = Names::load(tables.service_names, tables.service_counts, now)?;
+        let counts = Counts {
+            services: tables.service_counts,
+            refusals: tables.refusals,
+        };
+        let names = Names::load(tables.service_names, counts, now)?;
         let mut frontend_filter = Filter::load(tables.frontend_filter, now)?;
         let mut backend_filter = Filter::load(tables.backend_filter, now)?;
         Ok(Self {

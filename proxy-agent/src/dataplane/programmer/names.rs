@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use proxy_common::layout::{ServiceCounter, ServiceName};
+use proxy_common::layout::{Counter, RefusalKey, ServiceCounter, ServiceName};
 
 use super::GRACE;
 use crate::{
@@ -18,9 +18,35 @@ use crate::{
     plan::{Protocol, ServicePort},
 };
 
+/// What was counted of service ports, by id.
+pub(super) struct Counts {
+    pub(super) services: BoxedTable<u32, ServiceCounter>,
+    pub(super) refusals: BoxedTable<RefusalKey, Counter>,
+}
+
+impl Counts {
+    /// Forgets what was counted by more than the id of service ports whose ids may be others' from now on.
+    fn forget(&mut self, ids: &HashSet<u32>) -> Result<(), TableError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        remove(&mut self.refusals, |key| ids.contains(&key.service))
+    }
+}
+
+/// Removes the entries that have one of these keys.
+fn remove<K, V>(table: &mut BoxedTable<K, V>, is_one: impl Fn(&K) -> bool) -> Result<(), TableError> {
+    let mut found = Vec::new();
+    table.scan(&mut |key, _| found.extend(Some(key).filter(&is_one)))?;
+    for key in found {
+        table.remove(&key)?;
+    }
+    Ok(())
+}
+
 pub(super) struct Names {
     table: BoxedTable<u32, ServiceName>,
-    counts: BoxedTable<u32, ServiceCounter>,
+    counts: Counts,
     by_port: BTreeMap<Arc<ServicePort>, u32>,
     by_id: BTreeMap<u32, Arc<ServicePort>>,
     /// Ids whose name isn't in the table yet
@@ -33,11 +59,7 @@ pub(super) struct Names {
 
 impl Names {
     /// Reads what is pinned.
-    pub(super) fn load(
-        table: BoxedTable<u32, ServiceName>,
-        counts: BoxedTable<u32, ServiceCounter>,
-        now: Duration,
-    ) -> Result<Self, TableError> {
+    pub(super) fn load(table: BoxedTable<u32, ServiceName>, counts: Counts, now: Duration) -> Result<Self, TableError> {
         let mut entries = table.entries()?;
         entries.sort_unstable_by_key(|(id, _)| *id);
         let mut loaded = Self {
@@ -101,7 +123,7 @@ impl Names {
         }
         let id = self.lowest;
         // Ids are also the places in the table of counters.
-        let limit = self.counts.max_entries();
+        let limit = self.counts.services.max_entries();
         if id >= limit {
             return Err(TableError::Full {
                 table: "service_counts",
@@ -123,10 +145,11 @@ impl Names {
         let name = service_name::encode(port).ok_or(PublishError::TooLong)?;
         if self
             .counts
+            .services
             .get(&id)?
             .is_some_and(|counted| counted != ServiceCounter::default())
         {
-            self.counts.insert(&id, &ServiceCounter::default())?;
+            self.counts.services.insert(&id, &ServiceCounter::default())?;
         }
         self.table.insert(&id, &name)?;
         self.unpublished.remove(&id);
@@ -151,12 +174,13 @@ impl Names {
 
     /// Frees the ids that were gone for a while before a scan of the flows began which found none that names them.
     pub(super) fn reclaim(&mut self, in_use: &HashSet<u32>, scan_began: Duration) -> Result<(), TableError> {
-        let unused: Vec<u32> = self
+        let unused: HashSet<u32> = self
             .retired
             .iter()
             .filter(|(id, since)| **since + GRACE <= scan_began && !in_use.contains(id))
             .map(|(id, _)| *id)
             .collect();
+        self.counts.forget(&unused)?;
         for id in unused {
             self.table.remove(&id)?;
             self.retired.remove(&id);

@@ -4,8 +4,8 @@ use proxy_common::{
     datapath::{self, InsertError, InsertMode, PacketCopy, Reason, Scratch},
     layout::{
         ANYBODY, AffinityKey, AffinityValue, Backend, Event, FlowKey, FlowValue, FragmentKey, FragmentValue,
-        HeldFragment, HeldKey, Member, MemberKey, Opening, OpeningEnds, Range, ServiceKey, ServiceValue, SlotKey,
-        SourceKey, Watcher, usable_slots,
+        HeldFragment, HeldKey, Member, MemberKey, Opening, OpeningEnds, Range, RefusalKey, ServiceKey, ServiceValue,
+        SlotKey, SourceKey, Watcher, usable_slots,
     },
     packet::Family,
 };
@@ -224,6 +224,14 @@ impl<F: Family> datapath::Tables<F::Address> for Simulation<'_, F> {
         let mut services = self.services.borrow_mut();
         let counter = services.entry(service).or_default();
         counter.connections += u64::from(connections);
+        counter.packets += 1;
+        counter.bytes += u64::from(bytes);
+    }
+
+    fn count_refusal(&self, service: u32, reason: Reason, bytes: u32) {
+        let reason = reason as u32;
+        let mut refusals = self.refusals.borrow_mut();
+        let counter = refusals.entry(RefusalKey { service, reason }).or_default();
         counter.packets += 1;
         counter.bytes += u64::from(bytes);
     }

@@ -102,7 +102,7 @@ fn replace<A: AddressBytes, S: Socket<A>, T: SocketTables<A>, E: Environment>(
         Err(Reason::NoFrontend) => return direct(socket, tables, frontend, connects),
         Err(reason) => {
             if reason.verdict() == Verdict::Reject {
-                tables.count_refused(reason);
+                refuse(tables, &chosen, reason);
                 tell::socket(socket, tables, environment, &chosen, reason);
             } else if connects && reason == Reason::NoLocalEndpoints && socket.protocol() == UDP {
                 // No endpoint's: so the socket is told when the endpoints change, and may connect to one then.
@@ -123,6 +123,15 @@ fn replace<A: AddressBytes, S: Socket<A>, T: SocketTables<A>, E: Environment>(
     tell::socket(socket, tables, environment, &chosen, Reason::NewFlow);
     socket.set_remote(backend);
     Reason::NewFlow
+}
+
+/// Counts what a socket is refused. (A function of its own, as frames on the kernel's stack add up.)
+#[inline(never)]
+fn refuse<A: AddressBytes, T: SocketTables<A>>(tables: &T, chosen: &FlowValue<A>, reason: Reason) {
+    tables.count_refused(reason);
+    if reason.is_refusal_of_service() {
+        tables.count_refusal(chosen.service, reason, 0);
+    }
 }
 
 /// What a socket that connects or sends now remembers.

@@ -92,6 +92,8 @@ both_families! {
             assert_eq!(world.enter(&Segment::first(UDP, HERE, OTHER_VIP)).reason, Reason::PortsExhausted);
             assert_eq!(*world.flows.borrow(), before);
             assert_eq!(world.reasons.borrow()[&Reason::PortTaken].packets, 8, "one for each that was drawn");
+            let refusals: Vec<_> = world.refusals.borrow().keys().map(|(_, reason)| *reason).collect();
+            assert_eq!(refusals, [Reason::PortsExhausted]);
         }
     }
 

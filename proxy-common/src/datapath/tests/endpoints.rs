@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     datapath::{Reason, Verdict, scale},
-    layout::{ServiceValue, service_flags},
+    layout::{Counter, ServiceValue, service_flags},
     packet::{SCTP, TCP, UDP},
 };
 
@@ -47,6 +47,12 @@ both_families! {
             world.set_service(VIP, ServiceValue { cluster_set: 1, cluster_count: 1, ..ServiceValue::default() });
             assert_eq!(world.enter(&Segment::first(protocol, HERE, VIP)).reason, Reason::EndpointMissing);
             assert_eq!(world.entries(), 0);
+            // Each is counted for its service port, by reason.
+            let packet = Segment::first(protocol, HERE, VIP).bytes::<F>();
+            let counter = Counter { packets: 1, bytes: packet.len() as u64 };
+            let reasons = [Reason::NoEndpoints, Reason::NoLocalEndpoints, Reason::EndpointMissing];
+            let refusals = reasons.map(|reason| ((ServiceValue::default().service, reason), counter));
+            assert_eq!(*world.refusals.borrow(), refusals.into());
         }
     }
 

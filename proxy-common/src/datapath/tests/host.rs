@@ -85,6 +85,8 @@ both_families! {
         for protocol in PROTOCOLS {
             assert_eq!(reason(&world, &Segment::first(protocol, OWN, VIP)), Reason::NoLocalEndpoints);
         }
+        let refused = world.refusals.borrow()[&(frontend(0).service, Reason::NoLocalEndpoints)];
+        assert_eq!(refused.packets, PROTOCOLS.len() as u64);
     }
 
     /// behaviour.md 4.3, 5.6: policy Local of external addresses is not for the node itself.

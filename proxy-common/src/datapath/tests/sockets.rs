@@ -12,8 +12,8 @@ use crate::{
         socket::{self, Socket},
     },
     layout::{
-        AT_SOCKET, AddressBytes as _, LOCAL_PODS, ServiceCounter, ServiceValue, SocketKey, SocketValue, TO_BACKEND,
-        TO_FRONTEND, address_flags, service_flags, socket_flags,
+        AT_SOCKET, AddressBytes as _, Counter, LOCAL_PODS, ServiceCounter, ServiceValue, SocketKey, SocketValue,
+        TO_BACKEND, TO_FRONTEND, address_flags, service_flags, socket_flags,
     },
     packet::{TCP, UDP},
 };
@@ -239,6 +239,9 @@ both_families! {
         }
         let reasons = world.reasons.borrow();
         assert_eq!((reasons[&Reason::NoEndpoints].packets, reasons[&Reason::NoPort].packets), (4, 2));
+        // What a cluster address refuses is no service port's.
+        let refused = Counter { packets: 4, bytes: 0 };
+        assert_eq!(*world.refusals.borrow(), [((frontend(0).service, Reason::NoEndpoints), refused)].into());
         assert!(world.remembered.borrow().is_empty() && world.counts.borrow().is_empty());
     }
 
@@ -260,6 +263,7 @@ both_families! {
                 assert_eq!(process.send(to), (reason, to));
             }
         }
+        assert!(world.refusals.borrow().is_empty(), "counted with the packets");
         assert!(world.reasons.borrow().is_empty());
     }
 

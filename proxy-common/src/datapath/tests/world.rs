@@ -108,6 +108,8 @@ pub(super) struct World<F: TestFamily> {
     pub(super) random: RefCell<VecDeque<u32>>,
     pub(super) reasons: RefCell<BTreeMap<Reason, Counter>>,
     pub(super) counts: RefCell<BTreeMap<u32, ServiceCounter>>,
+    /// Refused packets by service port and reason
+    pub(super) refusals: RefCell<BTreeMap<(u32, Reason), Counter>>,
     /// Who watches, by place
     pub(super) watchers: RefCell<BTreeMap<u32, Watcher>>,
     /// What they were told, by place
@@ -166,6 +168,7 @@ impl<F: TestFamily> World<F> {
             random: RefCell::default(),
             reasons: RefCell::default(),
             counts: RefCell::default(),
+            refusals: RefCell::default(),
             watchers: RefCell::default(),
             events: RefCell::default(),
             events_lost: RefCell::default(),

@@ -230,6 +230,13 @@ impl<F: TestFamily> Tables<F::Address> for World<F> {
         counter.packets += 1;
         counter.bytes += u64::from(bytes);
     }
+
+    fn count_refusal(&self, service: u32, reason: Reason, bytes: u32) {
+        let mut refusals = self.refusals.borrow_mut();
+        let counter = refusals.entry((service, reason)).or_default();
+        counter.packets += 1;
+        counter.bytes += u64::from(bytes);
+    }
 }
 
 impl<F: TestFamily> SocketTables<F::Address> for World<F> {
