@@ -40,9 +40,10 @@ pub(super) fn draw(frame: &mut Frame<'_>, rates: &Rates, view: &View) {
     let rows = view.lines(rates).into_iter().map(|line| match line {
         Line::Service(row) => {
             let name = format!("{} {}", row.service, row.protocol);
-            let style = match row.load.refused {
-                Some(refused) if refused > 0.0 => Style::new().fg(Color::Yellow),
-                _ => Style::new(),
+            let style = if row.load.refused > 0.0 {
+                Style::new().fg(Color::Yellow)
+            } else {
+                Style::new()
             };
             Row::new(cells(name, &row.load)).style(style)
         }
@@ -94,7 +95,7 @@ fn cells<'a>(name: String, load: &Load) -> [Cell<'a>; 6] {
         right(short(load.connections)),
         right(short(load.packets)),
         right(short(load.bytes)),
-        right(load.refused.map_or_else(|| "-".to_owned(), short)),
+        right(short(load.refused)),
         right(load.flows.to_string()),
     ]
 }
@@ -107,13 +108,13 @@ fn summary_line(rates: &Rates) -> Text<'static> {
         refused,
         flows,
     } = rates.total;
-    let refused = refused.map_or_else(|| "-".to_owned(), short);
     Text::from(format!(
-        "{} service ports  {} connections/s  {} packets/s  {} bytes/s  {refused} refused/s  {flows} flows",
+        "{} service ports  {} connections/s  {} packets/s  {} bytes/s  {} refused/s  {flows} flows",
         rates.services.len(),
         short(connections),
         short(packets),
         short(bytes),
+        short(refused),
     ))
 }
 
@@ -162,7 +163,7 @@ mod tests {
         *,
     };
 
-    fn service(name: &str, connections: f64, refused: Option<f64>, flows: &[u64]) -> ServiceRates {
+    fn service(name: &str, connections: f64, refused: f64, flows: &[u64]) -> ServiceRates {
         let load = Load {
             connections,
             packets: connections * 10.0,
@@ -181,17 +182,14 @@ mod tests {
                 connections: 1250.0,
                 packets: 12_500.0,
                 bytes: 1_250_000.0,
-                refused: Some(0.5),
+                refused: 0.5,
                 flows: 9,
             },
             refusals: vec![Refusal {
                 reason: "NoEndpoints".to_owned(),
                 packets: 0.5,
             }],
-            services: vec![
-                service("web", 1234.0, Some(0.0), &[3, 6]),
-                service("dns", 16.0, None, &[]),
-            ],
+            services: vec![service("web", 1234.0, 0.0, &[3, 6]), service("dns", 16.0, 1.5, &[])],
         };
         let mut view = View::default();
         view.press(KeyCode::Enter.into(), &rates);
@@ -205,7 +203,7 @@ mod tests {
             "default/web:http TCP               1.2k      12.3k      1.2M          0        9",
             "  10.0.0.2:80                                                                  6",
             "  10.0.0.1:80                                                                  3",
-            "default/dns:http TCP               16.0        160     16.0k          -        0",
+            "default/dns:http TCP               16.0        160     16.0k        1.5        0",
             "",
             "q quit  s sort  / filter  Enter endpoints  Space pause",
         ];

@@ -24,7 +24,7 @@ use ratatui::{
 use self::{
     draw::short,
     rates::{Rates, Sample, rates},
-    sampler::Sampler,
+    sampler::look,
     view::{Column, View, Wish},
 };
 use super::{
@@ -32,6 +32,7 @@ use super::{
     flows::seconds,
     listing::{ListingArgs, table},
 };
+use crate::dataplane::pin::PinDirectory;
 
 /// Show what Services have to do, live: new connections, packets, bytes and refused packets a second, and flows
 ///
@@ -58,30 +59,20 @@ pub(super) struct TopArgs {
     filter: String,
 }
 
-/// How long may pass until refused packets are taken in.
-const LISTENING: Duration = Duration::from_secs(1);
-
 impl TopArgs {
     pub(super) fn run(self) -> Result<()> {
-        let mut sampler = Sampler::open(self.listing.pin())?;
-        let first = sampler.look()?;
+        let pin = self.listing.pin();
+        let first = look(pin)?;
         let interval = Duration::from_secs_f64(self.interval);
         let view = View::new(self.sort, self.filter.clone());
         if !self.once && self.listing.output() == Output::Table && io::stdout().is_terminal() {
             let terminal = ratatui::try_init().context("cannot use the terminal")?;
-            let shown = show(terminal, &mut sampler, first, interval, view);
+            let shown = show(terminal, pin, first, interval, view);
             ratatui::restore();
             return shown;
         }
-        let end = Instant::now() + interval;
-        while let Some(left) = end
-            .checked_duration_since(Instant::now())
-            .filter(|left| !left.is_zero())
-        {
-            thread::sleep(left.min(LISTENING));
-            sampler.listen()?;
-        }
-        let mut rates = rates(&first, &sampler.look()?);
+        thread::sleep(interval);
+        let mut rates = rates(&first, &look(pin)?);
         rates.services = view.services(&rates).into_iter().cloned().collect();
         self.listing.print(&rates, text)
     }
@@ -90,7 +81,7 @@ impl TopArgs {
 /// The screen, until a key ends it.
 fn show(
     mut terminal: DefaultTerminal,
-    sampler: &mut Sampler,
+    pin: &PinDirectory,
     first: Sample,
     interval: Duration,
     mut view: View,
@@ -100,21 +91,18 @@ fn show(
     let mut next = Instant::now() + interval;
     loop {
         terminal.draw(|frame| draw::draw(frame, &shown, &view))?;
-        let patience = next.saturating_duration_since(Instant::now()).min(LISTENING);
-        if event::poll(patience)? {
-            if let Event::Key(key) = event::read()?
-                && key.kind != KeyEventKind::Release
-                && view.press(key, &shown) == Wish::Quit
-            {
-                return Ok(());
-            }
-        } else {
-            sampler.listen()?;
+        let patience = next.saturating_duration_since(Instant::now());
+        if event::poll(patience)?
+            && let Event::Key(key) = event::read()?
+            && key.kind != KeyEventKind::Release
+            && view.press(key, &shown) == Wish::Quit
+        {
+            return Ok(());
         }
         if Instant::now() >= next {
             next = Instant::now() + interval;
             if !view.paused {
-                let after = sampler.look()?;
+                let after = look(pin)?;
                 shown = rates(&before, &after);
                 before = after;
             }
@@ -145,7 +133,7 @@ fn text(rates: &Rates) -> Table {
             short(row.load.connections),
             short(row.load.packets),
             short(row.load.bytes),
-            row.load.refused.map_or_else(|| "-".to_owned(), short),
+            short(row.load.refused),
             row.load.flows.to_string(),
             endpoints.collect::<Vec<_>>().join("\n"),
         ]);

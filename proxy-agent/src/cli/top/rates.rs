@@ -18,8 +18,6 @@ pub(super) struct Sample {
     pub(super) taken: Duration,
     /// What each service port has to do
     pub(super) loads: BTreeMap<ServicePort, ServiceLoad>,
-    /// Packets refused so far, by service port; `None` if nobody tells
-    pub(super) refused: Option<BTreeMap<ServicePort, u64>>,
     /// Packets refused so far, whoever they were for, by reason
     pub(super) reasons: BTreeMap<Reason, u64>,
 }
@@ -46,8 +44,8 @@ pub(super) struct Load {
     pub(super) packets: f64,
     /// Bytes of these a second
     pub(super) bytes: f64,
-    /// Packets refused a second: rejected or dropped; `None` if that is unknown
-    pub(super) refused: Option<f64>,
+    /// Packets refused a second: rejected or dropped
+    pub(super) refused: f64,
     /// Flows that there are, as metrics count them
     pub(super) flows: u64,
 }
@@ -114,16 +112,13 @@ pub(super) fn rates(before: &Sample, after: &Sample) -> Rates {
     let rate = |before: u64, after: u64| per_second(before, after, seconds);
     let mut total = Load::default();
     let services = after.loads.iter().map(|(port, load)| {
-        let then = before.loads.get(port).map(|load| load.counter).unwrap_or_default();
-        let refused = |sample: &Sample| {
-            let refused = sample.refused.as_ref();
-            refused.map(|refused| refused.get(port).copied().unwrap_or(0))
-        };
+        let then = before.loads.get(port);
+        let counter = then.map(|load| load.counter).unwrap_or_default();
         let load_now = Load {
-            connections: rate(then.connections, load.counter.connections),
-            packets: rate(then.packets, load.counter.packets),
-            bytes: rate(then.bytes, load.counter.bytes),
-            refused: refused(after).map(|now| rate(refused(before).unwrap_or(0), now)),
+            connections: rate(counter.connections, load.counter.connections),
+            packets: rate(counter.packets, load.counter.packets),
+            bytes: rate(counter.bytes, load.counter.bytes),
+            refused: rate(then.map_or(0, |load| load.refused), load.refused),
             flows: load.endpoints.values().sum(),
         };
         total.connections += load_now.connections;
@@ -149,7 +144,7 @@ pub(super) fn rates(before: &Sample, after: &Sample) -> Rates {
     let mut refusals: Vec<_> = refusals.filter(|refusal| refusal.packets > 0.0).collect();
     refusals.sort_by(|a, b| b.packets.total_cmp(&a.packets));
     // Not `sum`, which begins at -0.
-    total.refused = Some(refusals.iter().fold(0.0, |sum, refusal| sum + refusal.packets));
+    total.refused = refusals.iter().fold(0.0, |sum, refusal| sum + refusal.packets);
     Rates {
         seconds,
         total,
@@ -173,7 +168,7 @@ mod tests {
         }
     }
 
-    fn load(connections: u64, flows: &[u64]) -> ServiceLoad {
+    fn load(connections: u64, refused: u64, flows: &[u64]) -> ServiceLoad {
         ServiceLoad {
             frontends: vec!["10.96.0.1:80".to_owned()],
             counter: ServiceCounter {
@@ -181,6 +176,7 @@ mod tests {
                 packets: connections * 10,
                 bytes: connections * 1000,
             },
+            refused,
             endpoints: (1..)
                 .zip(flows)
                 .map(|(host, flows)| (([10, 0, 0, host], 80).into(), *flows))
@@ -188,32 +184,31 @@ mod tests {
         }
     }
 
-    fn sample(seconds: u64, loads: &[(&str, ServiceLoad)], refused: Option<u64>, no_port: u64) -> Sample {
+    fn sample(seconds: u64, loads: &[(&str, ServiceLoad)], no_port: u64) -> Sample {
         Sample {
             taken: Duration::from_secs(seconds),
             loads: loads.iter().map(|(name, load)| (port(name), load.clone())).collect(),
-            refused: refused.map(|refused| [(port("web"), refused)].into()),
             reasons: [(Reason::NoPort, no_port), (Reason::NoEndpoints, 7)].into(),
         }
     }
 
     #[test]
     fn rates_are_what_was_added_in_a_second() {
-        let before = sample(10, &[("web", load(100, &[1]))], Some(4), 10);
-        let after = sample(12, &[("web", load(150, &[3, 2])), ("new", load(2, &[]))], Some(10), 11);
+        let before = sample(10, &[("web", load(100, 4, &[1]))], 10);
+        let after = sample(12, &[("web", load(150, 10, &[3, 2])), ("new", load(2, 0, &[]))], 11);
         let rates = rates(&before, &after);
         let web = Load {
             connections: 25.0,
             packets: 250.0,
             bytes: 25_000.0,
-            refused: Some(3.0),
+            refused: 3.0,
             flows: 5,
         };
         let new = Load {
             connections: 1.0,
             packets: 10.0,
             bytes: 1000.0,
-            refused: Some(0.0),
+            refused: 0.0,
             flows: 0,
         };
         let loads: Vec<_> = rates
@@ -226,7 +221,7 @@ mod tests {
             connections: 26.0,
             packets: 260.0,
             bytes: 26_000.0,
-            refused: Some(0.5),
+            refused: 0.5,
             flows: 5,
         };
         assert_eq!(rates.total, expected);
@@ -248,8 +243,8 @@ mod tests {
     #[test]
     fn counters_that_begin_anew_and_looks_at_the_same_time_give_no_nonsense() {
         let (low, high) = (
-            sample(10, &[("web", load(1, &[]))], None, 0),
-            sample(10, &[("web", load(9, &[]))], None, 0),
+            sample(10, &[("web", load(1, 1, &[]))], 0),
+            sample(10, &[("web", load(9, 9, &[]))], 0),
         );
         let later = Sample {
             taken: Duration::from_secs(20),
@@ -258,11 +253,7 @@ mod tests {
         for (before, after) in [(&low, &high), (&high, &later)] {
             let rates = rates(before, after);
             assert_eq!(rates.services[0].load, Load::default());
-            assert!(
-                rates.total.refused.is_some_and(f64::is_sign_positive),
-                "{:?}",
-                rates.total
-            );
+            assert!(rates.total.refused.is_sign_positive(), "{:?}", rates.total);
         }
     }
 }

@@ -49,7 +49,7 @@ impl Column {
             Self::Connections => y.connections.total_cmp(&x.connections),
             Self::Packets => y.packets.total_cmp(&x.packets),
             Self::Bytes => y.bytes.total_cmp(&x.bytes),
-            Self::Refused => y.refused.unwrap_or(0.0).total_cmp(&x.refused.unwrap_or(0.0)),
+            Self::Refused => y.refused.total_cmp(&x.refused),
             Self::Flows => y.flows.cmp(&x.flows),
             Self::Service => Ordering::Equal,
         };

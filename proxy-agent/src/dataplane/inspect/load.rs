@@ -1,13 +1,10 @@
 //! What each service port has to do: what two looks tell rates by.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::SocketAddr,
-};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use proxy_common::layout::ServiceCounter;
 
-use super::{census::flow_census, names, services};
+use super::{census::flow_census, names, refusals, services};
 use crate::{
     dataplane::table::{TableError, Tables},
     plan::ServicePort,
@@ -20,25 +17,18 @@ pub struct ServiceLoad {
     pub frontends: Vec<String>,
     /// What was counted of it
     pub counter: ServiceCounter,
+    /// Packets that it refused: rejected or dropped
+    pub refused: u64,
     /// Flows by backend, as the [`Census`](super::Census) counts them; endpoints without any stand at 0. Sockets of the node's own
     /// processes have none
     pub endpoints: BTreeMap<SocketAddr, u64>,
 }
 
-/// Every service port that has a name.
-#[derive(Clone, Debug, Default)]
-pub struct ServiceLoads {
-    /// What they have to do
-    pub loads: BTreeMap<ServicePort, ServiceLoad>,
-    /// Their names by id
-    pub names: HashMap<u32, ServicePort>,
-}
-
-/// What all service ports have to do.
+/// What all service ports that have a name have to do.
 ///
 /// # Errors
 /// If a table can't be read.
-pub fn service_loads(tables: &Tables) -> Result<ServiceLoads, TableError> {
+pub fn service_loads(tables: &Tables) -> Result<BTreeMap<ServicePort, ServiceLoad>, TableError> {
     let names = names(tables)?;
     let mut loads = BTreeMap::new();
     for (id, port) in &names {
@@ -66,17 +56,22 @@ pub fn service_loads(tables: &Tables) -> Result<ServiceLoads, TableError> {
             load.endpoints.entry(endpoint).or_default();
         }
     }
+    for (id, _, counted) in refusals(tables)? {
+        if let Some(load) = names.get(&id).and_then(|name| loads.get_mut(name)) {
+            load.refused += counted.packets;
+        }
+    }
     for ((service, endpoint), flows) in flow_census(tables, true)?.endpoints {
         if let Some(load) = names.get(&service).and_then(|name| loads.get_mut(name)) {
             *load.endpoints.entry(endpoint).or_default() += flows;
         }
     }
-    Ok(ServiceLoads { loads, names })
+    Ok(loads)
 }
 
 #[cfg(test)]
 mod tests {
-    use proxy_common::layout::{FlowKey, FlowValue, INGRESS, flow_flags, history};
+    use proxy_common::layout::{Counter, FlowKey, FlowValue, INGRESS, RefusalKey, flow_flags, history};
 
     use super::*;
     use crate::dataplane::{
@@ -86,7 +81,7 @@ mod tests {
     };
 
     #[test]
-    fn flows_are_counted_once_by_service_port_and_backend() {
+    fn flows_and_refused_packets_are_counted_by_service_port() {
         let memory = Memory::default();
         let port = publish_web(&memory, 3);
         let counted = ServiceCounter {
@@ -94,6 +89,11 @@ mod tests {
             ..ServiceCounter::default()
         };
         memory.service_counts.clone().insert(&3, &counted).expect("room");
+        for (service, reason, packets) in [(3, 8, 5), (3, 9, 1), (4, 8, 7)] {
+            let refused = Counter { packets, bytes: 60 };
+            let key = RefusalKey { service, reason };
+            memory.refusals.clone().insert(&key, &refused).expect("room");
+        }
         let mut table = memory.v4.flows.clone();
         for (client, flags, history, service) in [
             (1, 0, history::SEEN, 3),
@@ -115,11 +115,11 @@ mod tests {
             };
             table.insert(&key, &value).expect("room");
         }
-        let ServiceLoads { loads, names } = service_loads(&memory.tables()).expect("readable");
-        assert_eq!(names, [(3, port.clone())].into());
+        let loads = service_loads(&memory.tables()).expect("readable");
         let expected = ServiceLoad {
             frontends: Vec::new(),
             counter: counted,
+            refused: 6,
             endpoints: [(([10, 0, 1, 1], 8080).into(), 2)].into(),
         };
         assert_eq!(loads, [(port.clone(), expected)].into());

@@ -15,7 +15,7 @@ mod traffic;
 pub use census::{Census, Masquerades, census};
 pub use event::{EventRow, EventWords, Happening, Place};
 pub use flows::{FlowIdentity, FlowRow, flows};
-pub use load::{ServiceLoad, ServiceLoads, service_loads};
+pub use load::{ServiceLoad, service_loads};
 pub use local::{UnservedLocal, unserved_local};
 pub use programs::{ProgramRuns, program_runs};
 pub use services::{ServiceRow, services};
