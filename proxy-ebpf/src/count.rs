@@ -7,7 +7,7 @@
 use core::arch::asm;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use proxy_common::layout::{Counter, RefusalKey};
+use proxy_common::layout::{Counter, EndpointKey, RefusalKey, ServiceCounter};
 
 use crate::{maps, outlined::NOTHING};
 
@@ -36,9 +36,34 @@ pub extern "C" fn count_refusal(service: u32, reason: u32, bytes: u32) -> u32 {
     });
     if let Some(counter) = counter {
         // SAFETY: only the fields' addresses are taken.
-        let (packets, of_bytes) = unsafe { (&raw mut (*counter).packets, &raw mut (*counter).bytes) };
-        add(packets, 1);
-        add(of_bytes, bytes);
+        unsafe {
+            add(&raw mut (*counter).packets, 1);
+            add(&raw mut (*counter).bytes, bytes);
+        }
+    }
+    NOTHING
+}
+
+/// Counts traffic of an endpoint. (If the table gives up its entry meanwhile, nothing.)
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn count_endpoint(key: *const EndpointKey, connections: u32, packets: u32, bytes: u32) -> u32 {
+    // SAFETY: the caller's key; the verifier checks its size.
+    let Some(key) = (unsafe { key.as_ref() }) else {
+        return NOTHING;
+    };
+    let counter = maps::ENDPOINT_COUNTS.get_ptr_mut(key).or_else(|| {
+        // As above.
+        let _ = maps::ENDPOINT_COUNTS.insert(key, ServiceCounter::default(), BPF_NOEXIST.into());
+        maps::ENDPOINT_COUNTS.get_ptr_mut(key)
+    });
+    if let Some(counter) = counter {
+        // SAFETY: only the fields' addresses are taken.
+        unsafe {
+            add(&raw mut (*counter).connections, connections);
+            add(&raw mut (*counter).packets, packets);
+            add(&raw mut (*counter).bytes, bytes);
+        }
     }
     NOTHING
 }

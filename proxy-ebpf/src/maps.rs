@@ -9,8 +9,8 @@ use aya_ebpf::{
 use proxy_common::{
     datapath::{Crossing, Scratch, Victim},
     layout::{
-        AffinityKey, AffinityValue, Backend, Counter, Device, Event, FILTER_WORDS, FlowKey, FlowValue, FragmentKey,
-        FragmentValue, HeldFragment, HeldKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_FLOWS, MAX_FRAGMENTED, MAX_HELD,
+        AffinityKey, AffinityValue, Backend, Counter, Device, EndpointKey, Event, FILTER_WORDS, FlowKey, FlowValue, FragmentKey,
+        FragmentValue, HeldFragment, HeldKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTED, MAX_HELD,
         MAX_REFUSALS, MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, MAX_WATCHERS, Member, MemberKey, Opening, OpeningEnds,
         RefusalKey, ServiceCounter, ServiceKey, ServiceName, ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, Source,
         Watcher, opening_slots,
@@ -126,6 +126,8 @@ pub static ANSWER_LIMIT: PerCpuArray<u64, 1> = PerCpuArray::new();
 pub static SERVICE_COUNTS: PerCpuArray<ServiceCounter, { MAX_SERVICES as usize }> = PerCpuArray::new();
 #[btf_map(name = "refusals")]
 pub static REFUSALS: HashMap<RefusalKey, Counter, { MAX_REFUSALS as usize }> = HashMap::new();
+#[btf_map(name = "endpoint_counts")]
+pub static ENDPOINT_COUNTS: LruHashMap<EndpointKey, ServiceCounter, { MAX_ENDPOINTS as usize }> = LruHashMap::new();
 /// Written and read by the agent only.
 #[btf_map(name = "reasons_before")]
 pub static REASONS_BEFORE: Array<Counter, 64> = Array::new();
@@ -133,6 +135,8 @@ pub static REASONS_BEFORE: Array<Counter, 64> = Array::new();
 pub static SERVICES_BEFORE: HashMap<u32, ServiceCounter, { MAX_SERVICES as usize }, SPARSE> = HashMap::new();
 #[btf_map(name = "refusals_before")]
 pub static REFUSALS_BEFORE: HashMap<RefusalKey, Counter, { MAX_REFUSALS as usize }, SPARSE> = HashMap::new();
+#[btf_map(name = "endpoint_before")]
+pub static ENDPOINTS_BEFORE: HashMap<EndpointKey, ServiceCounter, { MAX_ENDPOINTS as usize }, SPARSE> = HashMap::new();
 
 #[btf_map(name = "watchers")]
 pub static WATCHERS: Array<Watcher, { MAX_WATCHERS as usize + 1 }> = Array::new();

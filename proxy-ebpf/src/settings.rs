@@ -38,6 +38,13 @@ pub fn openings_mask_v6() -> u32 {
     unsafe { core::ptr::read_volatile(&raw const SETTINGS.openings_mask_v6) }
 }
 
+/// Whether traffic is counted by endpoint, too.
+#[inline(always)]
+pub fn counts_endpoints() -> bool {
+    // SAFETY: as above.
+    unsafe { core::ptr::read_volatile(&raw const SETTINGS.count_endpoints) != 0 }
+}
+
 /// Whether there is a previous generation, whose flows are left to it.
 #[inline(always)]
 pub fn has_previous() -> bool {

@@ -7,7 +7,7 @@ use aya_ebpf::{
 use proxy_common::{
     datapath::{FlowHandle, InsertError, InsertMode, Look, PacketCopy, Reason, Scratch, Tables, socket::SocketTables},
     layout::{
-        AffinityKey, AffinityValue, Backend, Event, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment,
+        AffinityKey, AffinityValue, Backend, EndpointKey, Event, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment,
         HeldKey, Member, MemberKey, Opening, Range, ServiceKey, ServiceValue, SlotKey, SocketKey, SocketValue, Source,
         SourceKey, Watcher, filter_bit,
     },
@@ -399,6 +399,16 @@ macro_rules! tables {
             #[inline(always)]
             fn count_refusal(&self, service: u32, reason: Reason, bytes: u32) {
                 count::count_refusal(service, reason as u32, bytes);
+            }
+
+            #[inline(always)]
+            fn counts_endpoints(&self) -> bool {
+                settings::counts_endpoints()
+            }
+
+            #[inline(always)]
+            fn count_endpoint(&self, key: &EndpointKey, connections: u32, packets: u32, bytes: u32) {
+                count::count_endpoint(key, connections, packets, bytes);
             }
         }
     };

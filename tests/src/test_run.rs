@@ -99,16 +99,16 @@ impl Kernel {
     /// # Errors
     /// If there is no object, or the kernel refuses it.
     pub fn load(flows: u32) -> Result<Self> {
-        Self::load_with(flows, Timeouts::DEFAULT)
+        Self::load_with(flows, Timeouts::DEFAULT, false)
     }
 
-    /// [`Kernel::load`] with these flow timeouts.
+    /// [`Kernel::load`] with these flow timeouts, and programs that count by endpoint or don't.
     ///
     /// # Errors
     /// As there.
-    pub fn load_with(flows: u32, timeouts: Timeouts) -> Result<Self> {
+    pub fn load_with(flows: u32, timeouts: Timeouts, count_endpoints: bool) -> Result<Self> {
         // The fields of `Settings` in their order, the timeouts first. Without `BPF_F_IPV6` the programs do as on kernels
-        // before 6.16; whatever else there is is off, but for the masks of openings, which come last.
+        // before 6.16; whatever else there is is off, but for what comes last: the masks of openings, and who counts.
         let mut settings = [0; size_of::<Settings>() / size_of::<u32>()];
         let timeouts = [
             timeouts.tcp_opening,
@@ -123,8 +123,10 @@ impl Kernel {
             timeouts.sctp_closing,
         ];
         settings[..timeouts.len()].copy_from_slice(&timeouts);
-        let masks = settings.len() - 2;
-        settings[masks..].fill(opening_slots(flows) - 1);
+        let [.., mask_v4, mask_v6, counts] = &mut settings;
+        *mask_v4 = opening_slots(flows) - 1;
+        *mask_v6 = *mask_v4;
+        *counts = count_endpoints.into();
         let object = object()?;
         let bpffs = Bpffs::mount()?;
         let pin = PinDirectory::new(bpffs.0.path().join("test-run"));

@@ -21,7 +21,7 @@ use proxy_tests::{
 
 /// Plays scenarios, each on tables without flows.
 fn play<F: TestFamily>(scenarios: &[Scenario]) -> Result<()> {
-    let mut kernel = Kernel::load_with(1024, TIMEOUTS)?;
+    let mut kernel = Kernel::load_with(1024, TIMEOUTS, true)?;
     for scenario in scenarios {
         let mut pair = Pair::<F>::new(&mut kernel)?;
         scenario.play(&mut pair).context("a scenario fails")?;
@@ -131,7 +131,7 @@ fn answers_are_limited() -> Result<()> {
     if let Some(obstacle) = test_run::obstacle() {
         skip!("{obstacle}");
     }
-    let mut kernel = Kernel::load_with(16, TIMEOUTS)?;
+    let mut kernel = Kernel::load_with(16, TIMEOUTS, true)?;
     Pair::<V4>::new(&mut kernel)?;
     let frame = Packet::first(UDP, V4::PLACES.here(), V4::PLACES.empty).frame();
     let start = Instant::now();
@@ -154,7 +154,7 @@ fn answers_are_limited() -> Result<()> {
 
 /// In a full table the oldest flow that nobody has answered makes room; established ones stay, and none is left in part.
 fn full_table<F: TestFamily>() -> Result<()> {
-    let mut kernel = Kernel::load_with(5, TIMEOUTS)?;
+    let mut kernel = Kernel::load_with(5, TIMEOUTS, true)?;
     let mut pair = Pair::<F>::new(&mut kernel)?;
     let Places {
         web, backend, client, ..
@@ -202,7 +202,7 @@ fn ports_exhausted() -> Result<()> {
     if let Some(obstacle) = test_run::obstacle() {
         skip!("{obstacle}");
     }
-    let mut kernel = Kernel::load_with(1 << 17, TIMEOUTS)?;
+    let mut kernel = Kernel::load_with(1 << 17, TIMEOUTS, true)?;
     let mut pair = Pair::<V4>::new(&mut kernel)?;
     let Places {
         web,
@@ -339,7 +339,7 @@ fn random_walks() -> Result<()> {
     if let Some(obstacle) = test_run::obstacle() {
         skip!("{obstacle}");
     }
-    let kernel = RefCell::new(Kernel::load_with(1024, TIMEOUTS)?);
+    let kernel = RefCell::new(Kernel::load_with(1024, TIMEOUTS, true)?);
     let config = ProptestConfig {
         cases: 48,
         failure_persistence: None,

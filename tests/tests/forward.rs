@@ -104,7 +104,7 @@ fn conversations<F: TestFamily>(hop: Hop) -> Result<()> {
         backend,
         ..
     } = F::PLACES;
-    let mut kernel = Kernel::load_with(64, TIMEOUTS)?;
+    let mut kernel = Kernel::load_with(64, TIMEOUTS, true)?;
     let mut pair = Pair::<F>::new(&mut kernel)?;
     prepare(&mut pair, hop.device)?;
     for protocol in [TCP, UDP] {
@@ -146,7 +146,7 @@ fn conversations_ipv6() -> Result<()> {
 /// A packet too large for the route leaves entries that the hooks go on with.
 fn left_to_the_hooks<F: TestFamily>(hop: Hop) -> Result<()> {
     let Places { web, client, .. } = F::PLACES;
-    let mut kernel = Kernel::load_with(64, TIMEOUTS)?;
+    let mut kernel = Kernel::load_with(64, TIMEOUTS, true)?;
     let mut pair = Pair::<F>::new(&mut kernel)?;
     prepare(&mut pair, hop.device)?;
     let large = Packet {

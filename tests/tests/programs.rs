@@ -7,7 +7,7 @@ use object::{Object as _, ObjectSymbol as _};
 use proxy_agent::dataplane::{simulation::Hook, watch::Watch};
 use proxy_common::{
     datapath::Reason,
-    layout::{Backend, MAX_WATCHERS, filter_bit},
+    layout::{Backend, MAX_WATCHERS, Timeouts, filter_bit},
     packet::{TCP, UDP, V4, V6, tcp_flags},
 };
 use proxy_tests::{
@@ -37,10 +37,10 @@ const BUDGETS: [Budget; 13] = [
         verified: 130_000,
         translated: 90_000,
     },
-    socket("connect4", 11_100, 10_300),
-    socket("connect6", 24_400, 27_400),
-    socket("sendmsg4", 11_500, 11_700),
-    socket("sendmsg6", 15_000, 20_200),
+    socket("connect4", 11_600, 11_400),
+    socket("connect6", 24_600, 29_400),
+    socket("sendmsg4", 11_800, 12_900),
+    socket("sendmsg6", 15_300, 21_600),
     socket("recvmsg4", 110, 750),
     socket("recvmsg6", 220, 1_750),
     socket("getpeername4", 60, 510),
@@ -58,42 +58,45 @@ const fn socket(program: &'static str, verified: u32, translated: u32) -> Budget
 const fn ingress(program: &'static str) -> Budget {
     Budget {
         program,
-        verified: 100_000,
-        translated: 118_000,
+        verified: 110_000,
+        translated: 131_000,
     }
 }
 
 const fn egress(program: &'static str) -> Budget {
     Budget {
         program,
-        verified: 90_000,
-        translated: 111_000,
+        verified: 93_000,
+        translated: 121_000,
     }
 }
 
+/// Those that count by endpoint, too, have code that the verifier removes otherwise: it must have room on the stack as well.
 #[test]
 fn programs_stay_within_their_budgets() -> Result<()> {
     if let Some(obstacle) = test_run::obstacle() {
         skip!("{obstacle}");
     }
-    let mut kernel = Kernel::load(64)?;
-    kernel.load_socket_programs()?;
-    for Budget {
-        program,
-        verified,
-        translated,
-    } in BUDGETS
-    {
-        for (what, cost, limit) in [
-            (
-                "verified instructions",
-                kernel.verified_instructions(program)?,
-                verified,
-            ),
-            ("bytes translated", kernel.translated_size(program)?, translated),
-        ] {
-            println!("{program}: {cost} {what} of {limit}");
-            ensure!(cost <= limit, "{program} has {cost} {what}, more than its {limit}");
+    for count_endpoints in [false, true] {
+        let mut kernel = Kernel::load_with(64, Timeouts::DEFAULT, count_endpoints)?;
+        kernel.load_socket_programs()?;
+        for Budget {
+            program,
+            verified,
+            translated,
+        } in BUDGETS
+        {
+            for (what, cost, limit) in [
+                (
+                    "verified instructions",
+                    kernel.verified_instructions(program)?,
+                    verified,
+                ),
+                ("bytes translated", kernel.translated_size(program)?, translated),
+            ] {
+                println!("{program}: {cost} {what} of {limit}");
+                ensure!(cost <= limit, "{program} has {cost} {what}, more than its {limit}");
+            }
         }
     }
     Ok(())

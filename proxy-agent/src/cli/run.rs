@@ -31,7 +31,7 @@ use crate::{
     events::{self, About, Notice, Recorder, Severity},
     health::{self, Asked, ProxyHealth},
     inquiry::{self, Inquirer},
-    metrics::{self, Metrics, SyncMetrics, WorkMetrics},
+    metrics::{self, Metrics, SyncMetrics, Told, WorkMetrics},
     model::Model,
     source::{kubernetes::Kubernetes, manifests},
     surfaces::Surfaces,
@@ -215,6 +215,7 @@ impl RunArgs {
         let settings = &self.settings;
         options.attach = settings.attach.unwrap_or_default();
         options.log = settings.program_log.unwrap_or_default();
+        options.count_endpoints = settings.metrics().endpoints == Told::On;
         options.sockets = cgroup::Policy {
             mode: settings.socket_lb.unwrap_or_default(),
             cgroup: settings.cgroup.clone(),

@@ -89,6 +89,7 @@ impl Faults {
             backend_filter: self.within(tables::BACKEND_FILTER, tables.backend_filter),
             service_counts: self.within(tables::SERVICE_COUNTS, tables.service_counts),
             refusals: self.within(tables::REFUSALS, tables.refusals),
+            endpoint_counts: self.within(tables::ENDPOINT_COUNTS, tables.endpoint_counts),
             ..tables
         }
     }

@@ -71,6 +71,7 @@ pub fn open_observed(pin: &PinDirectory, observer: &SharedObserver) -> Result<Ta
         backend_filter: array(place, tables::BACKEND_FILTER)?,
         reason_counts: per_cpu(place, tables::REASON_COUNTS, array(place, tables::REASONS_BEFORE)?)?,
         refusals: counted(place, tables::REFUSALS, tables::REFUSALS_BEFORE)?,
+        endpoint_counts: counted(place, tables::ENDPOINT_COUNTS, tables::ENDPOINTS_BEFORE)?,
         service_counts: per_cpu(place, tables::SERVICE_COUNTS, hash(place, tables::SERVICES_BEFORE)?)?,
     })
 }

@@ -8,9 +8,10 @@ use std::{
 };
 
 use proxy_common::layout::{
-    AddressBytes, AffinityKey, AffinityValue, Backend, Counter, Device, FlowKey, FlowValue, FragmentKey, FragmentValue,
-    HeldFragment, HeldKey, Member, MemberKey, Opening, OpeningEnds, RefusalKey, ServiceCounter, ServiceKey,
-    ServiceName, ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey, TableSpec, tables,
+    AddressBytes, AffinityKey, AffinityValue, Backend, Counter, Device, EndpointKey, FlowKey, FlowValue, FragmentKey,
+    FragmentValue, HeldFragment, HeldKey, Member, MemberKey, Opening, OpeningEnds, RefusalKey, ServiceCounter,
+    ServiceKey, ServiceName, ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey, TableSpec,
+    tables,
 };
 
 use super::table::{FamilyTables, Table, TableError, Tables};
@@ -229,6 +230,8 @@ pub struct Memory {
     pub service_counts: MemoryTable<u32, ServiceCounter>,
     /// Refused packets by service id and reason
     pub refusals: MemoryTable<RefusalKey, Counter>,
+    /// Traffic by endpoint
+    pub endpoint_counts: MemoryTable<EndpointKey, ServiceCounter>,
     observer: Arc<OnceLock<Observer>>,
 }
 
@@ -282,6 +285,7 @@ impl Memory {
             reason_counts: MemoryTable::array(sized(tables::REASON_COUNTS), &observer),
             service_counts: MemoryTable::array(sized(tables::SERVICE_COUNTS), &observer),
             refusals: MemoryTable::hash(sized(tables::REFUSALS), &observer),
+            endpoint_counts: MemoryTable::hash(sized(tables::ENDPOINT_COUNTS), &observer),
             observer,
         }
     }
@@ -305,6 +309,7 @@ impl Memory {
             reason_counts: Box::new(self.reason_counts.clone()),
             service_counts: Box::new(self.service_counts.clone()),
             refusals: Box::new(self.refusals.clone()),
+            endpoint_counts: Box::new(self.endpoint_counts.clone()),
         }
     }
 }

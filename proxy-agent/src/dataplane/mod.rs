@@ -453,6 +453,7 @@ fn load(options: &Options, previous: Option<&Generation>) -> Result<Programs> {
         &options.table_sizes,
         options.timeouts,
         options.sockets.mode,
+        options.count_endpoints,
         options.log,
         previous,
     )?;

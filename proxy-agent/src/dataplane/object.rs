@@ -84,6 +84,7 @@ impl Programs {
         sizes: &BTreeMap<String, u32>,
         timeouts: Timeouts,
         sockets: Mode,
+        count_endpoints: bool,
         log: LogLevel,
         previous: Option<&Generation>,
     ) -> Result<Self> {
@@ -104,6 +105,7 @@ impl Programs {
             previous: previous.is_some().into(),
             openings_mask_v4: openings_mask(sizes, tables::OPENINGS_V4),
             openings_mask_v6: openings_mask(sizes, tables::OPENINGS_V6),
+            count_endpoints: count_endpoints.into(),
         });
         let mut loader = EbpfLoader::new();
         let (sockets, socket_obstacle) = socket_settings(sockets)?;

@@ -30,6 +30,8 @@ pub struct Options {
     pub collect_interval: Duration,
     /// What the programs log; anything but off needs a tokio runtime
     pub log: LogLevel,
+    /// Whether traffic is counted by endpoint, too, which each packet pays for
+    pub count_endpoints: bool,
     /// Who is told of what is done
     pub observer: SharedObserver,
 }
@@ -46,6 +48,7 @@ impl Options {
             timeouts: Timeouts::DEFAULT,
             collect_interval: Duration::from_secs(10),
             log: LogLevel::Off,
+            count_endpoints: false,
             observer: observer::nobody(),
         }
     }

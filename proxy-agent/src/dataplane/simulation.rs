@@ -18,8 +18,9 @@ use proxy_common::{
         socket::{self, Socket, SocketTables},
     },
     layout::{
-        AddressBytes, AffinityKey, AffinityValue, Counter, Event, FlowKey, FlowValue, FragmentKey, FragmentValue,
-        HeldFragment, HeldKey, Opening, RefusalKey, ServiceCounter, SocketKey, SocketValue, Timeouts, filter_bit,
+        AddressBytes, AffinityKey, AffinityValue, Counter, EndpointKey, Event, FlowKey, FlowValue, FragmentKey,
+        FragmentValue, HeldFragment, HeldKey, Opening, RefusalKey, ServiceCounter, SocketKey, SocketValue, Timeouts,
+        filter_bit,
     },
     packet::{BufferPacket, Family},
 };
@@ -69,6 +70,7 @@ pub struct Simulation<'a, F: Family> {
     reasons: RefCell<BTreeMap<Reason, Counter>>,
     services: RefCell<BTreeMap<u32, ServiceCounter>>,
     refusals: RefCell<BTreeMap<RefusalKey, Counter>>,
+    endpoints: RefCell<BTreeMap<EndpointKey, ServiceCounter>>,
     events: RefCell<Vec<Event>>,
     answers_full: Cell<u64>,
     answer: RefCell<Option<Vec<u8>>>,
@@ -137,6 +139,7 @@ impl<'a, F: Family> Simulation<'a, F> {
             reasons: RefCell::default(),
             services: RefCell::default(),
             refusals: RefCell::default(),
+            endpoints: RefCell::default(),
             events: RefCell::default(),
             answers_full: Cell::default(),
             answer: RefCell::default(),
@@ -246,6 +249,11 @@ impl<'a, F: Family> Simulation<'a, F> {
     /// Refused packets so far, by service id and reason.
     pub fn refusals(&self) -> BTreeMap<RefusalKey, Counter> {
         self.refusals.borrow().clone()
+    }
+
+    /// Traffic so far, by endpoint.
+    pub fn endpoints(&self) -> BTreeMap<EndpointKey, ServiceCounter> {
+        self.endpoints.borrow().clone()
     }
 
     fn note(&self, lookup: Lookup<F::Address>) {

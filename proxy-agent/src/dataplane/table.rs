@@ -4,9 +4,9 @@
 use std::io;
 
 use proxy_common::layout::{
-    AffinityKey, AffinityValue, Backend, Counter, Device, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment,
-    HeldKey, Member, MemberKey, Opening, OpeningEnds, RefusalKey, ServiceCounter, ServiceKey, ServiceName,
-    ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey,
+    AffinityKey, AffinityValue, Backend, Counter, Device, EndpointKey, FlowKey, FlowValue, FragmentKey, FragmentValue,
+    HeldFragment, HeldKey, Member, MemberKey, Opening, OpeningEnds, RefusalKey, ServiceCounter, ServiceKey,
+    ServiceName, ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey,
 };
 
 /// Why a table could not be read or written.
@@ -114,4 +114,6 @@ pub struct Tables {
     pub service_counts: BoxedTable<u32, ServiceCounter>,
     /// Refused packets by service id and reason
     pub refusals: BoxedTable<RefusalKey, Counter>,
+    /// Traffic by endpoint, where that is asked for
+    pub endpoint_counts: BoxedTable<EndpointKey, ServiceCounter>,
 }

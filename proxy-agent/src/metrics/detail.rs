@@ -16,7 +16,7 @@ pub enum Told {
 pub struct Detail {
     /// Of each service port
     pub services: Told,
-    /// Of each endpoint of the service ports that are told
+    /// Of each endpoint of the service ports that are told; the programs count by endpoint, too, then
     pub endpoints: Told,
     /// How many service ports, and how many endpoints, are told at most
     pub limit: usize,

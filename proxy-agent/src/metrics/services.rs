@@ -1,6 +1,6 @@
 //! What is told of each service port and endpoint, up to a limit: time series cost memory wherever they are kept.
 
-use std::{fmt, net::SocketAddr};
+use std::{collections::BTreeMap, fmt, net::SocketAddr};
 
 use anyhow::Result;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -43,6 +43,7 @@ struct Refusal {
 struct Endpoint {
     port: ServicePort,
     address: SocketAddr,
+    counted: ServiceCounter,
     flows: u64,
 }
 
@@ -55,16 +56,26 @@ impl Services {
         }
         let mut traffic = inspect::service_traffic(tables)?;
         traffic.sort_unstable_by_key(|port| port.id);
-        let all = traffic.len() + census.endpoints.len();
+        let mut counted = BTreeMap::new();
+        if detail.endpoints == Told::On {
+            counted = inspect::endpoint_traffic(tables)?;
+            // Flows go on to endpoints that are no more.
+            for endpoint in census.endpoints.keys() {
+                counted.entry(*endpoint).or_default();
+            }
+        }
+        let all = traffic.len() + counted.len();
         traffic.truncate(detail.limit);
         let name = |id| Some(&traffic[traffic.binary_search_by_key(&id, |port| port.id).ok()?].port);
-        let endpoint = |(&(id, address), &flows): (&(u32, SocketAddr), &u64)| {
-            let port = name(id)?.clone();
-            Some(Endpoint { port, address, flows })
+        let endpoint = |((id, address), counted)| {
+            Some(Endpoint {
+                port: name(id)?.clone(),
+                address,
+                counted,
+                flows: census.endpoints.get(&(id, address)).copied().unwrap_or_default(),
+            })
         };
-        let mut endpoints: Vec<_> = census.endpoints.iter().filter_map(endpoint).collect();
-        endpoints.sort_unstable_by(|one, other| (&one.port, one.address).cmp(&(&other.port, other.address)));
-        endpoints.truncate(detail.limit);
+        let endpoints: Vec<_> = counted.into_iter().filter_map(endpoint).take(detail.limit).collect();
         let mut refusals = Vec::new();
         if detail.services == Told::On {
             for (id, reason, counted) in inspect::refusals(tables)? {
@@ -140,16 +151,30 @@ impl Services {
     }
 
     fn encode_endpoints(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let labels = |endpoint: &Endpoint| {
+            let [namespace, service, port, protocol] = labels(&endpoint.port);
+            let address = ("backend", endpoint.address.to_string());
+            [namespace, service, port, protocol, address]
+        };
+        let by_endpoint = |value: fn(&ServiceCounter) -> u64| {
+            let row = move |endpoint: &Endpoint| (labels(endpoint), value(&endpoint.counted));
+            self.endpoints.iter().map(row)
+        };
+        let connections = ("proxy_agent_endpoint_connections", "New flows to an endpoint");
+        counters(encoder, connections, by_endpoint(|counter| counter.connections))?;
+        let packets = ("proxy_agent_endpoint_packets", "Packets to and from an endpoint");
+        counters(encoder, packets, by_endpoint(|counter| counter.packets))?;
+        let bytes = (
+            "proxy_agent_endpoint_bytes",
+            "Bytes to and from an endpoint, from the network header on",
+        );
+        counters(encoder, bytes, by_endpoint(|counter| counter.bytes))?;
         let flows = (
             "proxy_agent_endpoint_flows",
             "Flows to an endpoint that their client has not closed",
         );
-        let row = |endpoint: &Endpoint| {
-            let [namespace, service, port, protocol] = labels(&endpoint.port);
-            let address = ("backend", endpoint.address.to_string());
-            ([namespace, service, port, protocol, address], endpoint.flows)
-        };
-        gauges(encoder, flows, self.endpoints.iter().map(row))
+        let rows = self.endpoints.iter().map(|endpoint| (labels(endpoint), endpoint.flows));
+        gauges(encoder, flows, rows)
     }
 }
 
@@ -168,7 +193,7 @@ pub(super) mod tests {
     use std::collections::HashMap;
 
     use prometheus_client::{collector::Collector, registry::Registry};
-    use proxy_common::layout::{Counter, RefusalKey};
+    use proxy_common::layout::{Backend, Counter, EndpointKey, RefusalKey, SlotKey};
 
     use super::*;
     use crate::{
@@ -223,6 +248,24 @@ pub(super) mod tests {
             let refused = Counter { packets, bytes: 60 };
             let key = RefusalKey { service, reason };
             tables.refusals.insert(&key, &refused).expect("room");
+        }
+        // Of an endpoint that there is, and of one that was.
+        let (address, port) = ENDPOINT;
+        let backend = Backend {
+            address,
+            port,
+            reserved: 0,
+        };
+        let slot = SlotKey { set: 1, index: 0 };
+        tables.v4.slots.insert(&slot, &backend).expect("room");
+        for address in [address, [10, 244, 1, 9]] {
+            let key = EndpointKey::new(3, &address, port);
+            let counted = ServiceCounter {
+                connections: 2,
+                packets: 40,
+                bytes: 600,
+            };
+            tables.endpoint_counts.insert(&key, &counted).expect("room");
         }
         let census = Census {
             services: HashMap::from([(3, 7)]),
@@ -284,9 +327,17 @@ pub(super) mod tests {
             ..Detail::default()
         };
         let text = scrape(detail);
-        let line = r#"proxy_agent_endpoint_flows{namespace="default",service="b",port="http",protocol="TCP",backend="10.244.1.7:8080"} 6"#;
-        assert!(text.lines().any(|found| found == line), "{text}");
-        assert_eq!(samples(&text).len(), 1 + 2);
+        let labels = r#"{namespace="default",service="b",port="http",protocol="TCP",backend="10.244.1.7:8080"}"#;
+        for (name, value) in [
+            ("connections_total", 2),
+            ("packets_total", 40),
+            ("bytes_total", 600),
+            ("flows", 6),
+        ] {
+            let line = format!("proxy_agent_endpoint_{name}{labels} {value}");
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        assert_eq!(samples(&text).len(), 1 + 2 * 4);
     }
 
     #[test]

@@ -8,7 +8,10 @@ use proxy_agent::{
 };
 use proxy_common::{
     datapath::flow::{twin_key, twin_value},
-    layout::{self, Counter, FlowKey, FlowValue, INGRESS, RefusalKey, ServiceCounter, flow_flags, history, tables},
+    layout::{
+        self, Counter, EndpointKey, FlowKey, FlowValue, INGRESS, RefusalKey, ServiceCounter, flow_flags, history,
+        tables,
+    },
 };
 
 use crate::{
@@ -32,6 +35,8 @@ fn node() -> NodePlan {
 /// Opens with flow tables of a size.
 fn open(sandbox: &Sandbox, flows: u32) -> Dataplane {
     let mut options = sandbox.options();
+    // Programs are largest with that, heirs above all.
+    options.count_endpoints = true;
     for table in ["flows_v4", "flows_v6"] {
         options.table_sizes.insert(table.to_owned(), flows);
     }
@@ -118,6 +123,8 @@ fn a_table_of_another_size_keeps_flows_counters_and_ids() {
     tables.service_counts.insert(&1, &by_service).expect("room");
     let refusal = RefusalKey { service: 1, reason: 8 };
     tables.refusals.insert(&refusal, &by_reason).expect("room");
+    let endpoint = EndpointKey::new(1, &[10, 244, 0, 7], 8080);
+    tables.endpoint_counts.insert(&endpoint, &by_service).expect("room");
     let names = tables.service_names.entries().expect("names");
     drop(tables);
 
@@ -131,6 +138,10 @@ fn a_table_of_another_size_keeps_flows_counters_and_ids() {
         assert_eq!(tables.reason_counts.get(&1).expect("counters"), Some(by_reason));
         assert_eq!(tables.service_counts.get(&1).expect("counters"), Some(by_service));
         assert_eq!(tables.refusals.entries().expect("counters"), [(refusal, by_reason)]);
+        assert_eq!(
+            tables.endpoint_counts.entries().expect("counters"),
+            [(endpoint, by_service)]
+        );
         assert_eq!(tables.service_names.entries().expect("names"), names);
         let ids = |links: Vec<(std::path::PathBuf, u32, u32)>| links.into_iter().map(|link| link.1).collect::<Vec<_>>();
         assert_eq!(

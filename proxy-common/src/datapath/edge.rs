@@ -7,7 +7,7 @@ use super::{
     own, tell, translate::translate, upkeep,
 };
 use crate::{
-    layout::{AddressBytes, EGRESS, FlowKey, FlowValue, INGRESS, ServiceValue, flow_flags, history},
+    layout::{AddressBytes, EGRESS, EndpointKey, FlowKey, FlowValue, INGRESS, ServiceValue, flow_flags, history},
     packet::{Addresses, Family, Packet, Side, Skip, Transport},
 };
 
@@ -212,6 +212,7 @@ fn established<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     Found::Rewritten(rewrite::<F, P, T>(
         packet,
         tables,
+        key,
         transport,
         side,
         &value,
@@ -313,7 +314,15 @@ fn finish<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     reason: Reason,
 ) -> Reason {
     let reason = if reason.verdict() == Verdict::Rewrite {
-        rewrite::<F, P, T>(packet, tables, &scratch.transport, side, &scratch.value, reason)
+        rewrite::<F, P, T>(
+            packet,
+            tables,
+            &scratch.key,
+            &scratch.transport,
+            side,
+            &scratch.value,
+            reason,
+        )
     } else {
         if reason.is_refusal_of_service() {
             tables.count_refusal(scratch.value.service, reason, packet.length());
@@ -330,11 +339,12 @@ fn finish<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     fragment::depart::<F, P, T, E>(packet, tables, environment, scratch)
 }
 
-/// Rewrites a packet and counts it for its service port.
+/// Rewrites a packet, whose key at the hook is this, and counts it for its service port.
 #[inline(always)]
 pub(super) fn rewrite<F: Family, P: Packet, T: Tables<F::Address>>(
     packet: &mut P,
     tables: &T,
+    key: &FlowKey<F::Address>,
     transport: &Transport,
     side: Side,
     value: &FlowValue<F::Address>,
@@ -342,9 +352,29 @@ pub(super) fn rewrite<F: Family, P: Packet, T: Tables<F::Address>>(
 ) -> Reason {
     // A masquerade only adds to a flow that its DNAT half has counted.
     if value.flags & flow_flags::MASQUERADE == 0 {
-        tables.count_service(value.service, u32::from(reason == Reason::NewFlow), packet.length());
+        let (connections, length) = (u32::from(reason == Reason::NewFlow), packet.length());
+        tables.count_service(value.service, connections, length);
+        if tables.counts_endpoints() {
+            count_endpoint(tables, key, connections, length);
+        }
     }
     translate::<F, P>(packet, transport, side, value).map_or(Reason::RewriteFailed, |()| reason)
+}
+
+/// Counts a packet for the endpoint of its flow. (It looks the flow up once more: to be given it would take room on the stack of all
+/// packets, who counts by endpoint or not.)
+#[inline(never)]
+fn count_endpoint<A: AddressBytes, T: Tables<A>>(tables: &T, key: &FlowKey<A>, connections: u32, length: u32) {
+    if let Some(handle) = tables.flow(key) {
+        let value = handle.value();
+        let (address, port) = if value.flags & flow_flags::REPLY == 0 {
+            (value.address, value.port)
+        } else {
+            (key.source, key.source_port)
+        };
+        let endpoint = EndpointKey::new(value.service, &address, port);
+        tables.count_endpoint(&endpoint, connections, 1, length);
+    }
 }
 
 /// Decides on a packet, does what there is to do about one that is refused, and counts it by the reason, unless it is none of

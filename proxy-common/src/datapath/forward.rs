@@ -109,10 +109,19 @@ pub fn forward<F: Hops, P: Packet, T: Tables<F::Address>, E: Routes>(
         handle.touch(environment.now(), flow::seen(entering.transport.tcp_flags));
     }
     let (to, from) = (Side::Destination, Side::Source);
-    let entered = rewrite::<F, P, T>(packet, tables, &entering.transport, to, &entering.value, entered);
+    let entered = rewrite::<F, P, T>(
+        packet,
+        tables,
+        &entering.key,
+        &entering.transport,
+        to,
+        &entering.value,
+        entered,
+    );
     let left = rewrite::<F, P, T>(
         packet,
         tables,
+        &leaving.key,
         &leaving.transport,
         from,
         &leaving.value,

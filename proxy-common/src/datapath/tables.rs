@@ -5,9 +5,9 @@ use super::{
     look_at_oldest, refuse, send_held, tell,
 };
 use crate::layout::{
-    AddressBytes, AffinityKey, AffinityValue, Backend, Event, FlowKey, FlowValue, FragmentKey, FragmentValue,
-    HeldFragment, HeldKey, INGRESS, Member, MemberKey, Opening, ServiceKey, ServiceValue, SlotKey, TICK_SHIFT,
-    Timeouts, Watcher,
+    AddressBytes, AffinityKey, AffinityValue, Backend, EndpointKey, Event, FlowKey, FlowValue, FragmentKey,
+    FragmentValue, HeldFragment, HeldKey, INGRESS, Member, MemberKey, Opening, ServiceKey, ServiceValue, SlotKey,
+    TICK_SHIFT, Timeouts, Watcher,
 };
 use crate::packet::{Family, Packet, Transport};
 
@@ -205,6 +205,10 @@ pub trait Tables<A: AddressBytes> {
     fn count_service(&self, service: u32, connections: u32, bytes: u32);
     /// Counts a packet that a service port has refused, by its id; bytes from the network header on.
     fn count_refusal(&self, service: u32, reason: Reason, bytes: u32);
+    /// Whether traffic is counted by endpoint, too.
+    fn counts_endpoints(&self) -> bool;
+    /// Counts traffic of an endpoint, if there is room for it; bytes from the network header on.
+    fn count_endpoint(&self, key: &EndpointKey, connections: u32, packets: u32, bytes: u32);
     /// Who watches from a place, or until when anybody does ([`crate::layout::ANYBODY`]).
     fn watcher(&self, place: u32) -> Option<Watcher>;
     /// Puts an event into the ring at a place, if there is one; `false` if that has no room.

@@ -1,6 +1,7 @@
-//! Tables `reason_counts` (by `datapath::Reason`) and `service_counts` (by service id), per CPU; `refusals` (by both).
+//! Tables `reason_counts` (by `datapath::Reason`) and `service_counts` (by service id), per CPU; `refusals` (by both); and
+//! `endpoint_counts`, which forgets whose traffic is longest ago.
 
-use super::{added, plain};
+use super::{AddressBytes, added, plain};
 
 /// Packets that met one reason.
 #[repr(C)]
@@ -12,7 +13,7 @@ pub struct Counter {
     pub bytes: u64,
 }
 
-/// Traffic of one service port.
+/// Traffic of one service port, or of one of its endpoints.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct ServiceCounter {
@@ -37,8 +38,36 @@ pub struct RefusalKey {
     pub reason: u32,
 }
 
+/// Key of the traffic of one endpoint of a service port.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EndpointKey {
+    /// Id of the service port
+    pub service: u32,
+    /// Address as one of IPv6, network byte order
+    pub address: [u8; 16],
+    /// Port, host byte order
+    pub port: u16,
+    /// Always 0
+    pub reserved: u16,
+}
+
+impl EndpointKey {
+    /// Key of an endpoint of a service port; port in host byte order.
+    #[inline(always)]
+    pub fn new<A: AddressBytes>(service: u32, address: &A, port: u16) -> Self {
+        Self {
+            service,
+            address: address.mapped(),
+            port,
+            reserved: 0,
+        }
+    }
+}
+
 plain! {
     RefusalKey = 8;
+    EndpointKey = 24;
     Counter = 16;
     ServiceCounter = 24 + added(8);
 }

@@ -25,7 +25,7 @@ mod socket;
 mod source;
 
 pub use affinity::{AffinityKey, AffinityValue, CLUSTER_LIST, LOCAL_LIST, Member, MemberKey};
-pub use counter::{Counter, RefusalKey, ServiceCounter};
+pub use counter::{Counter, EndpointKey, RefusalKey, ServiceCounter};
 pub use device::{Device, HOST_DEVICE, device_flags, express, role};
 pub use event::{ANYBODY, AT_SOCKET, Event, LEASE, MAX_WATCHERS, NO_SERVICE, Watcher};
 pub use filter::{FILTER_WORDS, filter_bit};
@@ -218,15 +218,17 @@ pub const MAX_HELD: u32 = 1024;
 pub const MAX_ADDRESSES: u32 = 4096;
 /// Default number of service ports, by reason, whose refused packets are counted.
 pub const MAX_REFUSALS: u32 = 16_384;
+/// Default number of endpoints whose traffic is counted, where it is.
+pub const MAX_ENDPOINTS: u32 = 16_384;
 
 /// All tables, by name.
 pub mod tables {
     use super::{
-        AffinityKey, AffinityValue, Backend, Counter, Device, FILTER_WORDS, FlowKey, FlowValue, FragmentKey,
-        FragmentValue, HeldFragment, HeldKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_FLOWS, MAX_FRAGMENTED, MAX_HELD,
-        MAX_REFUSALS, MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, MAX_WATCHERS, Member, MemberKey, Opening,
-        OpeningEnds, RefusalKey, ServiceCounter, ServiceKey, ServiceName, ServiceRanges, ServiceValue, SlotKey,
-        SocketKey, SocketValue, SourceKey, TableKind, TableSpec, Watcher, opening_slots, table,
+        AffinityKey, AffinityValue, Backend, Counter, Device, EndpointKey, FILTER_WORDS, FlowKey, FlowValue,
+        FragmentKey, FragmentValue, HeldFragment, HeldKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_ENDPOINTS, MAX_FLOWS,
+        MAX_FRAGMENTED, MAX_HELD, MAX_REFUSALS, MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, MAX_WATCHERS,
+        Member, MemberKey, Opening, OpeningEnds, RefusalKey, ServiceCounter, ServiceKey, ServiceName, ServiceRanges,
+        ServiceValue, SlotKey, SocketKey, SocketValue, SourceKey, TableKind, TableSpec, Watcher, opening_slots, table,
     };
 
     /// IPv4 frontends
@@ -308,6 +310,9 @@ pub mod tables {
         table::<u32, ServiceCounter>("service_counts", TableKind::PerCpuArray, MAX_SERVICES);
     /// Refused packets by service id and reason
     pub const REFUSALS: TableSpec = table::<RefusalKey, Counter>("refusals", TableKind::Hash, MAX_REFUSALS);
+    /// Traffic by endpoint, where that is asked for
+    pub const ENDPOINT_COUNTS: TableSpec =
+        table::<EndpointKey, ServiceCounter>("endpoint_counts", TableKind::LruHash, MAX_ENDPOINTS);
     /// What previous generations counted, by reason
     pub const REASONS_BEFORE: TableSpec = table::<u32, Counter>("reasons_before", TableKind::Array, 64);
     /// What previous generations counted, by service id
@@ -316,6 +321,9 @@ pub mod tables {
     /// What previous generations counted, by service id and reason
     pub const REFUSALS_BEFORE: TableSpec =
         table::<RefusalKey, Counter>("refusals_before", TableKind::SparseHash, MAX_REFUSALS);
+    /// What previous generations counted, by endpoint
+    pub const ENDPOINTS_BEFORE: TableSpec =
+        table::<EndpointKey, ServiceCounter>("endpoint_before", TableKind::SparseHash, MAX_ENDPOINTS);
     /// One entry: a word of [`super::handover`]
     pub const HANDOVER: TableSpec = table::<u32, u32>("handover", TableKind::Array, 1);
     /// The limit of answers to refused packets: one entry, the time in nanoseconds at which it is as before the first
@@ -328,7 +336,7 @@ pub mod tables {
     pub const EVENTS_LOST: TableSpec = table::<u32, u64>("events_lost", TableKind::PerCpuArray, MAX_WATCHERS + 1);
 
     /// Every table
-    pub const ALL: [TableSpec; 39] = [
+    pub const ALL: [TableSpec; 41] = [
         SERVICES_V4,
         SERVICES_V6,
         SLOTS_V4,
@@ -360,9 +368,11 @@ pub mod tables {
         REASON_COUNTS,
         SERVICE_COUNTS,
         REFUSALS,
+        ENDPOINT_COUNTS,
         REASONS_BEFORE,
         SERVICES_BEFORE,
         REFUSALS_BEFORE,
+        ENDPOINTS_BEFORE,
         HANDOVER,
         ANSWER_LIMIT,
         WATCHERS,

@@ -94,6 +94,8 @@ pub struct Settings {
     pub openings_mask_v4: u32,
     /// Of `openings_v6`
     pub openings_mask_v6: u32,
+    /// 1 if traffic is counted by endpoint, too, else 0
+    pub count_endpoints: u32,
 }
 
 impl Settings {
@@ -104,10 +106,11 @@ impl Settings {
         previous: 0,
         openings_mask_v4: opening_slots(MAX_FLOWS) - 1,
         openings_mask_v6: opening_slots(MAX_FLOWS) - 1,
+        count_endpoints: 0,
     };
 }
 
 plain! {
     Timeouts = 40;
-    Settings = 56;
+    Settings = 60;
 }

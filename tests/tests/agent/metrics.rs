@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::jiff::Timestamp;
 use proxy_tests::{
-    lab::{AgentOptions, Family, Lab, PATIENCE, wait_until},
+    lab::{AgentOptions, Family, Lab, PATIENCE, Protocol, wait_until},
     require_root,
 };
 use serde_json::{Value, json};
@@ -106,7 +106,11 @@ fn rule_8_8_a_scrape_tells_of_syncs_tables_and_traffic() -> Result<()> {
         let lab = cluster.lab;
         let service = web(lab, &["web-1"]);
         cluster.apply(&service)?;
-        let _agent = cluster.start_agent()?;
+        let options = AgentOptions {
+            arguments: vec!["--metrics-endpoints=on".to_owned()],
+            ..cluster.options()
+        };
+        let _agent = lab.start_agent_with(NODE, options)?;
         cluster.wait_for_plan()?;
         expect_answers(lab, &service, &["web-1"])?;
         let scrape = page(lab, "/metrics")?;
@@ -125,6 +129,18 @@ fn rule_8_8_a_scrape_tells_of_syncs_tables_and_traffic() -> Result<()> {
             ensure!(metric(&text, &entries)? >= 4.0, "{text}");
             let limit = format!(r#"proxy_agent_table_max_entries{{table="flows_{family}"}}"#);
             ensure!(metric(&text, &limit)? >= 131_072.0, "{text}");
+        }
+        // All of it by the only endpoint.
+        for protocol in ["TCP", "UDP"] {
+            let of_endpoint = |line: &&str| {
+                line.starts_with("proxy_agent_endpoint_connections_total{")
+                    && line.contains(protocol)
+                    && line.ends_with(" 1")
+            };
+            ensure!(
+                text.lines().filter(of_endpoint).count() == 2,
+                "{protocol}, by family, in\n{text}"
+            );
         }
         let new_flows = r#"proxy_agent_packets_total{verdict="Rewrite",reason="NewFlow"}"#;
         expect_count(&text, new_flows, 4)?;
@@ -149,6 +165,17 @@ fn rule_8_8_a_scrape_tells_of_syncs_tables_and_traffic() -> Result<()> {
             let text = page(lab, "/metrics").ok()?.body;
             (value(&text, &format!("{changes}_total")) == Some(4)).then_some(())
         })?;
+
+        // What is refused is told by the service port that refuses it.
+        let empty = web(lab, &[]);
+        cluster.apply(&empty)?;
+        cluster.wait_for_plan()?;
+        let refused = lab.request("client", Protocol::Tcp, empty.frontend(Family::V4, 80));
+        ensure!(refused.is_err(), "it has no endpoints: {refused:?}");
+        let text = page(lab, "/metrics")?.body;
+        let of_reason = labels("http", "TCP").replace('}', r#",verdict="Reject",reason="NoEndpoints"}"#);
+        let refusals = metric(&text, &format!("proxy_agent_service_refused_packets_total{of_reason}"))?;
+        ensure!(refusals >= 1.0, "{text}");
 
         // As the controller writes it: with the time of the change that it is for (behaviour.md 9.8).
         let mut slice = serde_json::to_value(web(lab, &["web-1", "web-2"]).slice(Family::V4))?;

@@ -191,11 +191,11 @@ pub(super) fn another_layout_and_back_under_load() -> Result<()> {
     upgrade_and_back(&[])
 }
 
-/// The same where programs are filters.
+/// The same where programs are filters, and count by endpoint, too: heirs are largest with that.
 #[test]
 fn another_layout_and_back_with_clsact() -> Result<()> {
     require_root!();
-    upgrade_and_back(&["--attach", "clsact"])
+    upgrade_and_back(&["--attach", "clsact", "--metrics-endpoints=on"])
 }
 
 /// Issue 4, section 3: an agent that is killed while it takes over, wherever it is; the next one goes on.

@@ -96,7 +96,8 @@ pub(super) struct Settings {
     #[serde(deserialize_with = "choice")]
     metrics_services: Option<Told>,
 
-    /// Whether metrics tell of each endpoint of the service ports that they tell of: a time series each [default: off]
+    /// Whether metrics tell of each endpoint of the service ports that they tell of: four time series. The programs then count
+    /// by endpoint, too, which costs each packet some look-ups [default: off]
     #[arg(long, value_enum)]
     #[serde(deserialize_with = "choice")]
     metrics_endpoints: Option<Told>,

@@ -9,9 +9,9 @@ use anyhow::{Context as _, Result};
 use proxy_common::layout::{
     Counter, FlowKey, INGRESS, Plain, ServiceCounter, TableKind, TableSpec,
     tables::{
-        self, ADDRESSES_V4, ADDRESSES_V6, AFFINITY_V4, AFFINITY_V6, DEVICES, FLOWS_V4, FLOWS_V6, FRAGMENTS_V4,
-        FRAGMENTS_V6, HELD_FRAGMENTS, REASON_COUNTS, REASONS_BEFORE, REFUSALS, REFUSALS_BEFORE, SERVICE_COUNTS,
-        SERVICE_NAMES, SERVICES_BEFORE, SOCKETS_V4, SOCKETS_V6,
+        self, ADDRESSES_V4, ADDRESSES_V6, AFFINITY_V4, AFFINITY_V6, DEVICES, ENDPOINT_COUNTS, ENDPOINTS_BEFORE,
+        FLOWS_V4, FLOWS_V6, FRAGMENTS_V4, FRAGMENTS_V6, HELD_FRAGMENTS, REASON_COUNTS, REASONS_BEFORE, REFUSALS,
+        REFUSALS_BEFORE, SERVICE_COUNTS, SERVICE_NAMES, SERVICES_BEFORE, SOCKETS_V4, SOCKETS_V6,
     },
 };
 
@@ -27,7 +27,7 @@ use crate::dataplane::{
 
 /// Tables that are not carried: those of flows are moved later; what becomes of fragments is forgotten in seconds; what the
 /// node is, the agent sees; counters are added up.
-const NOT_CARRIED: [TableSpec; 11] = [
+const NOT_CARRIED: [TableSpec; 13] = [
     FLOWS_V4,
     FLOWS_V6,
     FRAGMENTS_V4,
@@ -39,6 +39,8 @@ const NOT_CARRIED: [TableSpec; 11] = [
     SERVICES_BEFORE,
     REFUSALS,
     REFUSALS_BEFORE,
+    ENDPOINT_COUNTS,
+    ENDPOINTS_BEFORE,
 ];
 
 /// One table in two generations, and how to get from one to the other.
@@ -160,6 +162,8 @@ pub(super) fn counters(previous: &Generation, own: &Generation) -> Result<()> {
         add_up::<ServiceCounter>(previous, own, &SERVICE_COUNTS, &SERVICES_BEFORE).context("counters by service")?;
         add_up_entries::<Counter>(previous, own, [&REFUSALS, &REFUSALS_BEFORE])
             .context("refused packets by service")?;
+        add_up_entries::<ServiceCounter>(previous, own, [&ENDPOINT_COUNTS, &ENDPOINTS_BEFORE])
+            .context("counters by endpoint")?;
     }
     Ok(())
 }

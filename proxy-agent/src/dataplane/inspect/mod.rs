@@ -23,7 +23,7 @@ pub use status::{
     AgentStatus, DeviceStatus, ReasonCount, SocketStatus, Status, TableFill, reason_counters, sockets, status,
     table_fills,
 };
-pub use traffic::{ServiceTraffic, refusals, service_flows, service_traffic};
+pub use traffic::{ServiceTraffic, endpoint_traffic, refusals, service_flows, service_traffic};
 
 use std::collections::HashMap;
 

@@ -280,6 +280,7 @@ pub(super) fn fills(
         fill(tables::SERVICE_NAMES, &all.service_names)?,
         fill(tables::DEVICES, &all.devices)?,
         fill(tables::REFUSALS, &all.refusals)?,
+        fill(tables::ENDPOINT_COUNTS, &all.endpoint_counts)?,
     ])
 }
 

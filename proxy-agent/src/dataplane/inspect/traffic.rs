@@ -1,15 +1,21 @@
-//! What was counted of each service port, and refused, and its flows.
+//! What was counted of each service port and endpoint, and refused, and the flows of service ports.
 
-use std::collections::HashMap;
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::{Ipv6Addr, SocketAddr},
+};
 
 use proxy_common::{
     datapath::Reason,
-    layout::{Counter, ServiceCounter},
+    layout::{Backend, Counter, ServiceCounter},
 };
 
 use super::{census::flow_census, names};
 use crate::{
-    dataplane::table::{TableError, Tables},
+    dataplane::{
+        address::Address,
+        table::{TableError, Tables},
+    },
     plan::ServicePort,
 };
 
@@ -36,6 +42,34 @@ pub fn refusals(tables: &Tables) -> Result<Vec<(u32, Reason, Counter)>, TableErr
         refusals.extend(reason.map(|&reason| (key.service, reason, counted)));
     })?;
     Ok(refusals)
+}
+
+/// Traffic of the endpoints that there are, by id of their service port and address, where it is counted.
+///
+/// # Errors
+/// If a table can't be read.
+pub fn endpoint_traffic(tables: &Tables) -> Result<BTreeMap<(u32, SocketAddr), ServiceCounter>, TableError> {
+    let mut endpoints = HashSet::new();
+    tables
+        .v4
+        .slots
+        .scan(&mut |_, backend| _ = endpoints.insert(address(&backend)))?;
+    tables
+        .v6
+        .slots
+        .scan(&mut |_, backend| _ = endpoints.insert(address(&backend)))?;
+    let mut traffic = BTreeMap::new();
+    tables.endpoint_counts.scan(&mut |key, counted| {
+        let endpoint = SocketAddr::new(Ipv6Addr::from(key.address).to_canonical(), key.port);
+        if endpoints.contains(&endpoint) {
+            traffic.insert((key.service, endpoint), counted);
+        }
+    })?;
+    Ok(traffic)
+}
+
+fn address<A: Address>(backend: &Backend<A>) -> SocketAddr {
+    SocketAddr::new(backend.address.to_ip(), backend.port)
 }
 
 /// How many flows each service port has now, as the [`Census`](super::Census) counts them; none where it is absent. Looks at every

@@ -103,6 +103,7 @@ impl Programmer {
         let counts = Counts {
             services: tables.service_counts,
             refusals: tables.refusals,
+            endpoints: tables.endpoint_counts,
         };
         let names = Names::load(tables.service_names, counts, now)?;
         let mut frontend_filter = Filter::load(tables.frontend_filter, now)?;

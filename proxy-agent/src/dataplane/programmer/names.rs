@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use proxy_common::layout::{Counter, RefusalKey, ServiceCounter, ServiceName};
+use proxy_common::layout::{Counter, EndpointKey, RefusalKey, ServiceCounter, ServiceName};
 
 use super::GRACE;
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
 pub(super) struct Counts {
     pub(super) services: BoxedTable<u32, ServiceCounter>,
     pub(super) refusals: BoxedTable<RefusalKey, Counter>,
+    pub(super) endpoints: BoxedTable<EndpointKey, ServiceCounter>,
 }
 
 impl Counts {
@@ -30,7 +31,8 @@ impl Counts {
         if ids.is_empty() {
             return Ok(());
         }
-        remove(&mut self.refusals, |key| ids.contains(&key.service))
+        remove(&mut self.refusals, |key| ids.contains(&key.service))?;
+        remove(&mut self.endpoints, |key| ids.contains(&key.service))
     }
 }
 

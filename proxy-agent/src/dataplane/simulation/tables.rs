@@ -3,9 +3,9 @@
 use proxy_common::{
     datapath::{self, InsertError, InsertMode, PacketCopy, Reason, Scratch},
     layout::{
-        ANYBODY, AffinityKey, AffinityValue, Backend, Event, FlowKey, FlowValue, FragmentKey, FragmentValue,
-        HeldFragment, HeldKey, Member, MemberKey, Opening, OpeningEnds, Range, RefusalKey, ServiceKey, ServiceValue,
-        SlotKey, SourceKey, Watcher, usable_slots,
+        ANYBODY, AffinityKey, AffinityValue, Backend, EndpointKey, Event, FlowKey, FlowValue, FragmentKey,
+        FragmentValue, HeldFragment, HeldKey, Member, MemberKey, Opening, OpeningEnds, Range, RefusalKey, ServiceKey,
+        ServiceValue, SlotKey, SourceKey, Watcher, usable_slots,
     },
     packet::Family,
 };
@@ -233,6 +233,18 @@ impl<F: Family> datapath::Tables<F::Address> for Simulation<'_, F> {
         let mut refusals = self.refusals.borrow_mut();
         let counter = refusals.entry(RefusalKey { service, reason }).or_default();
         counter.packets += 1;
+        counter.bytes += u64::from(bytes);
+    }
+
+    fn counts_endpoints(&self) -> bool {
+        true
+    }
+
+    fn count_endpoint(&self, key: &EndpointKey, connections: u32, packets: u32, bytes: u32) {
+        let mut endpoints = self.endpoints.borrow_mut();
+        let counter = endpoints.entry(*key).or_default();
+        counter.connections += u64::from(connections);
+        counter.packets += u64::from(packets);
         counter.bytes += u64::from(bytes);
     }
 }

@@ -3,7 +3,7 @@
 use super::{Socket, SocketTables, choose::choose, key};
 use crate::{
     datapath::{Environment, Reason, Verdict, tell},
-    layout::{AddressBytes, FlowValue, NO_SERVICE, SocketValue, TO_BACKEND, TO_FRONTEND, socket_flags},
+    layout::{AddressBytes, EndpointKey, FlowValue, NO_SERVICE, SocketValue, TO_BACKEND, TO_FRONTEND, socket_flags},
     packet::UDP,
 };
 
@@ -119,10 +119,20 @@ fn replace<A: AddressBytes, S: Socket<A>, T: SocketTables<A>, E: Environment>(
     }
     (value.address, value.port) = frontend;
     tables.set_socket(&key(socket, TO_FRONTEND, backend), &value);
-    tables.count_connection(chosen.service);
+    count(tables, &chosen);
     tell::socket(socket, tables, environment, &chosen, Reason::NewFlow);
     socket.set_remote(backend);
     Reason::NewFlow
+}
+
+/// Counts a connection. (As [`refuse`].)
+#[inline(never)]
+fn count<A: AddressBytes, T: SocketTables<A>>(tables: &T, chosen: &FlowValue<A>) {
+    tables.count_connection(chosen.service);
+    if tables.counts_endpoints() {
+        let endpoint = EndpointKey::new(chosen.service, &chosen.address, chosen.port);
+        tables.count_endpoint(&endpoint, 1, 0, 0);
+    }
 }
 
 /// Counts what a socket is refused. (A function of its own, as frames on the kernel's stack add up.)

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     datapath::{Reason, Verdict, scale},
-    layout::{Counter, ServiceValue, service_flags},
+    layout::{Counter, EndpointKey, ServiceCounter, ServiceValue, service_flags},
     packet::{SCTP, TCP, UDP},
 };
 
@@ -53,6 +53,25 @@ both_families! {
             let reasons = [Reason::NoEndpoints, Reason::NoLocalEndpoints, Reason::EndpointMissing];
             let refusals = reasons.map(|reason| ((ServiceValue::default().service, reason), counter));
             assert_eq!(*world.refusals.borrow(), refusals.into());
+        }
+    }
+
+    /// Packets both ways, and the flow once, by the endpoint that has it; of a hidden client's no more.
+    fn traffic_is_counted_by_endpoint<F>() {
+        for world in [World::<F>::with_service(), World::masquerading()] {
+            let request = Segment::first(TCP, HERE, VIP);
+            let sent = world.enter(&request);
+            let seen = world.leave(&Segment::first(TCP, sent.source, sent.destination));
+            let back = world.enter(&Segment::later(TCP, BACKEND, seen.source));
+            let answer = Segment::later(TCP, BACKEND, back.destination);
+            assert_eq!(world.leave(&answer).source, VIP);
+            let bytes = (request.bytes::<F>().len() + answer.bytes::<F>().len()) as u64;
+            let counter = ServiceCounter { connections: 1, packets: 2, bytes };
+            let services: Vec<_> = world.counts.borrow().clone().into_iter().collect();
+            let [(service, counted)] = services[..] else { panic!("{services:?}") };
+            assert_eq!(counted, counter);
+            let key = EndpointKey::new(service, &F::address(BACKEND.0), BACKEND.1);
+            assert_eq!(*world.endpoints.borrow(), [(key, counter)].into());
         }
     }
 

@@ -172,7 +172,9 @@ both_families! {
             assert_eq!(process.peer_name(BACKEND), VIP);
             assert_eq!(process.receive(BACKEND), VIP);
             assert_eq!(world.entries(), 0);
-            assert_eq!(world.counts.borrow()[&7], ServiceCounter { connections: 1, packets: 0, bytes: 0 });
+            let connected = ServiceCounter { connections: 1, packets: 0, bytes: 0 };
+            assert_eq!(world.counts.borrow()[&7], connected);
+            assert_eq!(world.endpoints.borrow().values().collect::<Vec<_>>(), [&connected]);
             let kept = process.remembered(TO_FRONTEND, BACKEND).expect("an entry");
             assert_eq!((kept.service, kept.flags & socket_flags::CONNECTED), (7, socket_flags::CONNECTED));
             assert_eq!(process.remembered(TO_BACKEND, VIP), None);

@@ -12,9 +12,9 @@ use super::segment::{Endpoint, Segment, TestFamily, assert_checksums, endpoints}
 use crate::{
     datapath::{Reason, Verdict, egress, ingress},
     layout::{
-        AffinityKey, AffinityValue, Backend, Counter, EGRESS, Event, FlowKey, FlowValue, FragmentKey, FragmentValue,
-        HeldFragment, HeldKey, INGRESS, Member, MemberKey, Opening, ServiceCounter, ServiceKey, ServiceValue, SlotKey,
-        SocketKey, SocketValue, Timeouts, Watcher, service_flags,
+        AffinityKey, AffinityValue, Backend, Counter, EGRESS, EndpointKey, Event, FlowKey, FlowValue, FragmentKey,
+        FragmentValue, HeldFragment, HeldKey, INGRESS, Member, MemberKey, Opening, ServiceCounter, ServiceKey,
+        ServiceValue, SlotKey, SocketKey, SocketValue, Timeouts, Watcher, service_flags,
     },
     packet::{BufferPacket, SCTP, TCP, UDP},
 };
@@ -110,6 +110,8 @@ pub(super) struct World<F: TestFamily> {
     pub(super) counts: RefCell<BTreeMap<u32, ServiceCounter>>,
     /// Refused packets by service port and reason
     pub(super) refusals: RefCell<BTreeMap<(u32, Reason), Counter>>,
+    /// Traffic by endpoint
+    pub(super) endpoints: RefCell<BTreeMap<EndpointKey, ServiceCounter>>,
     /// Who watches, by place
     pub(super) watchers: RefCell<BTreeMap<u32, Watcher>>,
     /// What they were told, by place
@@ -169,6 +171,7 @@ impl<F: TestFamily> World<F> {
             reasons: RefCell::default(),
             counts: RefCell::default(),
             refusals: RefCell::default(),
+            endpoints: RefCell::default(),
             watchers: RefCell::default(),
             events: RefCell::default(),
             events_lost: RefCell::default(),

@@ -17,7 +17,8 @@ use std::{
 };
 
 use proxy_common::layout::{
-    Backend, Device, ServiceCounter, ServiceKey, ServiceValue, SlotKey, filter_bit, service_flags,
+    Backend, Counter, Device, EndpointKey, RefusalKey, ServiceCounter, ServiceKey, ServiceValue, SlotKey, filter_bit,
+    service_flags,
 };
 
 use self::view::{Views, expected, seen};
@@ -229,18 +230,23 @@ fn ids_survive_a_restart_and_are_freed_when_no_flow_names_them() {
         value(&memory, [10, 96, 0, 1]).service,
         value(&memory, [10, 96, 0, 2]).service,
     );
-    memory
-        .service_counts
-        .clone()
-        .insert(
-            &first,
-            &ServiceCounter {
-                connections: 9,
-                packets: 9,
-                bytes: 9,
-            },
-        )
-        .expect("room");
+    let traffic = ServiceCounter {
+        connections: 9,
+        packets: 9,
+        bytes: 9,
+    };
+    memory.service_counts.clone().insert(&first, &traffic).expect("room");
+    for service in [first, kept] {
+        let refusal = RefusalKey { service, reason: 8 };
+        let refused = Counter { packets: 9, bytes: 9 };
+        memory.refusals.clone().insert(&refusal, &refused).expect("room");
+        let endpoint = EndpointKey::new(service, &[10, 244, 0, 1], 8080);
+        memory
+            .endpoint_counts
+            .clone()
+            .insert(&endpoint, &traffic)
+            .expect("room");
+    }
 
     let mut programmer = start(&memory);
     programmer.replace(plan(std::slice::from_ref(&api)), second(1));
@@ -259,6 +265,11 @@ fn ids_survive_a_restart_and_are_freed_when_no_flow_names_them() {
     assert_eq!(value(&memory, [10, 96, 0, 3]).service, first, "the smallest free id");
     let counted = memory.service_counts.get(&first).expect("readable");
     assert_eq!(counted, Some(ServiceCounter::default()), "counters start anew");
+    let refusals = memory.tables().refusals.entries().expect("readable");
+    let endpoints = memory.tables().endpoint_counts.entries().expect("readable");
+    let left = refusals.iter().map(|(key, _)| key.service);
+    let left: Vec<_> = left.chain(endpoints.iter().map(|(key, _)| key.service)).collect();
+    assert_eq!(left, [kept, kept], "those by reason and endpoint, too");
 }
 
 #[test]

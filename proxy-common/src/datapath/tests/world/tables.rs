@@ -8,9 +8,9 @@ use crate::{
         Environment, FlowHandle, InsertError, InsertMode, PacketCopy, Reason, Scratch, Tables, socket::SocketTables,
     },
     layout::{
-        AddressBytes, AffinityKey, AffinityValue, Backend, Event, FlowKey, FlowValue, FragmentKey, FragmentValue,
-        HeldFragment, HeldKey, Member, MemberKey, Opening, ServiceKey, ServiceValue, SlotKey, SocketKey, SocketValue,
-        TICK_SHIFT, Timeouts, Watcher,
+        AddressBytes, AffinityKey, AffinityValue, Backend, EndpointKey, Event, FlowKey, FlowValue, FragmentKey,
+        FragmentValue, HeldFragment, HeldKey, Member, MemberKey, Opening, ServiceKey, ServiceValue, SlotKey, SocketKey,
+        SocketValue, TICK_SHIFT, Timeouts, Watcher,
     },
 };
 
@@ -235,6 +235,18 @@ impl<F: TestFamily> Tables<F::Address> for World<F> {
         let mut refusals = self.refusals.borrow_mut();
         let counter = refusals.entry((service, reason)).or_default();
         counter.packets += 1;
+        counter.bytes += u64::from(bytes);
+    }
+
+    fn counts_endpoints(&self) -> bool {
+        true
+    }
+
+    fn count_endpoint(&self, key: &EndpointKey, connections: u32, packets: u32, bytes: u32) {
+        let mut endpoints = self.endpoints.borrow_mut();
+        let counter = endpoints.entry(*key).or_default();
+        counter.connections += u64::from(connections);
+        counter.packets += u64::from(packets);
         counter.bytes += u64::from(bytes);
     }
 }
