@@ -204,7 +204,7 @@ pub(super) fn is_named(wanted: &str, namespace: &str, service: &str) -> bool {
     }
 }
 
-const COLUMNS: [&str; 17] = [
+const COLUMNS: [&str; 18] = [
     "SERVICE",
     "KIND",
     "FRONTEND",
@@ -216,6 +216,7 @@ const COLUMNS: [&str; 17] = [
     "AFFINITY",
     "SOURCES",
     "FLOWS",
+    "REFUSED",
     "CONNECTIONS",
     "PACKETS",
     "BYTES",
@@ -224,9 +225,9 @@ const COLUMNS: [&str; 17] = [
     "BYTES/S",
 ];
 /// The columns that only wide tables have.
-const WIDE: std::ops::Range<usize> = 5..11;
+const WIDE: std::ops::Range<usize> = 5..12;
 /// The columns that are there with rates only.
-const RATES: std::ops::Range<usize> = 14..17;
+const RATES: std::ops::Range<usize> = 15..18;
 
 fn text(services: &Services, wide: bool, with_rates: bool) -> Table {
     let mut table = table(COLUMNS);
@@ -264,6 +265,7 @@ fn text(services: &Services, wide: bool, with_rates: bool) -> Table {
                 .map_or_else(|| "-".to_owned(), |seconds| format!("{seconds} s")),
             list(&row.sources),
             or_dash(*flows),
+            row.refused.to_string(),
             row.connections.to_string(),
             row.packets.to_string(),
             row.bytes.to_string(),
@@ -322,6 +324,7 @@ mod tests {
             connections,
             packets,
             bytes,
+            refused: 0,
         }
     }
 

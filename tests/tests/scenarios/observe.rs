@@ -338,5 +338,12 @@ fn top_shows_the_load(lab: &Lab, targets: &[(Protocol, std::net::SocketAddr)]) -
         positive(&top["total"]["refused"]) && top["refusals"][0]["reason"] == "NoEndpoints",
         "{top:#}"
     );
+    let listing = lab.listing("node-a", "services", &["--service", "default/empty"])?;
+    let rows = listing["services"].as_array().context("no list `services`")?;
+    ensure!(
+        rows.iter()
+            .any(|row| row["protocol"] == "UDP" && positive(&row["refused"])),
+        "{listing:#}"
+    );
     Ok(())
 }

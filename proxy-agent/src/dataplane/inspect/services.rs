@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use proxy_common::layout::{AFFINITY_NONE, Backend, SlotKey, service_flags};
 use serde::Serialize;
 
-use super::names;
+use super::{names, refusals};
 use crate::{
     dataplane::{
         address::{self, Address},
@@ -56,6 +56,8 @@ pub struct ServiceRow {
     pub packets: u64,
     /// Bytes rewritten, both directions
     pub bytes: u64,
+    /// Packets refused: rejected or dropped
+    pub refused: u64,
 }
 
 impl ServiceRow {
@@ -77,9 +79,13 @@ impl ServiceRow {
 /// If a table can't be read.
 pub fn services(tables: &Tables) -> Result<Vec<ServiceRow>, TableError> {
     let names = names(tables)?;
+    let mut refused = HashMap::new();
+    for (service, _, counted) in refusals(tables)? {
+        *refused.entry(service).or_default() += counted.packets;
+    }
     let mut rows = Vec::new();
-    family(tables, &tables.v4, &names, &mut rows)?;
-    family(tables, &tables.v6, &names, &mut rows)?;
+    family(tables, &tables.v4, &names, &refused, &mut rows)?;
+    family(tables, &tables.v6, &names, &refused, &mut rows)?;
     rows.sort_unstable();
     Ok(rows)
 }
@@ -88,6 +94,7 @@ fn family<A: Address>(
     tables: &Tables,
     family: &FamilyTables<A>,
     names: &HashMap<u32, ServicePort>,
+    refused: &HashMap<u32, u64>,
     rows: &mut Vec<ServiceRow>,
 ) -> Result<(), TableError> {
     let slots: HashMap<SlotKey, Backend<A>> = family.slots.entries()?.into_iter().collect();
@@ -136,6 +143,7 @@ fn family<A: Address>(
             connections: counted.connections,
             packets: counted.packets,
             bytes: counted.bytes,
+            refused: refused.get(&value.service).copied().unwrap_or_default(),
         });
     }
     Ok(())
