@@ -11,6 +11,9 @@ use crate::{
     packet::Family,
 };
 
+/// How often room is made for a masquerade in a full table: in a flood other CPUs look for some, too, and take it.
+const ATTEMPTS: u32 = 3;
+
 /// Asks for the masquerade of the flow of `key` and `value` (at ingress). With [`InsertMode::New`] one that is there
 /// already is kept; with [`InsertMode::Any`] it is chosen anew, for it is an earlier flow's and may be over.
 #[inline(never)]
@@ -72,13 +75,15 @@ pub(super) fn resolve<F: Family, T: Tables<F::Address>, E: Environment>(
     scratch.value.address = address;
     scratch.value.address_difference = F::difference(&scratch.key.source, &address);
     scratch.value.flags = flow_flags::MASQUERADE | scratch.value.flags & flow_flags::EXPRESS;
-    match reserve_twin(tables, environment, scratch) {
+    let mut reserved = reserve_twin(tables, environment, scratch);
+    for _ in 0..ATTEMPTS {
         // The flow may itself be what was given up.
-        Err(Reason::FlowTableFull) if make_room(tables, 1) && tables.flow(&scratch.key).is_some() => {
-            reserve_twin(tables, environment, scratch)?;
+        if reserved != Err(Reason::FlowTableFull) || !make_room(tables, 2) || tables.flow(&scratch.key).is_none() {
+            break;
         }
-        reserved => reserved?,
+        reserved = reserve_twin(tables, environment, scratch);
     }
+    reserved?;
     tables
         .insert_flow(&scratch.key, &scratch.value, InsertMode::Any)
         .map_err(|_| Reason::FlowTableFull)
