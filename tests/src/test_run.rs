@@ -173,6 +173,11 @@ impl Kernel {
         kernel::open(&self.pin)
     }
 
+    /// Where the tables are pinned.
+    pub const fn pin(&self) -> &PinDirectory {
+        &self.pin
+    }
+
     /// Watches all that the programs tell.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! What the kernel programs cost the verifier, held below bounds: a change that makes them much larger is to be noticed.
 
-use std::net::SocketAddr;
+use std::{fs, net::SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use object::{Object as _, ObjectSymbol as _};
@@ -224,6 +224,25 @@ fn those_who_watch_share_the_places() -> Result<()> {
         watches.iter_mut().all(|watch| watch.next_event().is_none()),
         "those who are gone"
     );
+    Ok(())
+}
+
+/// An agent that makes the tables anew takes the pins away for a moment: who watches goes on.
+#[test]
+fn those_who_watch_outlive_a_change_of_tables() -> Result<()> {
+    if let Some(obstacle) = test_run::obstacle() {
+        skip!("{obstacle}");
+    }
+    let mut kernel = Kernel::load(64)?;
+    drop(Pair::<V4>::new(&mut kernel)?);
+    let mut watch = kernel.watch()?;
+    let (pinned, away) = (kernel.pin().map("event_rings"), kernel.pin().map("away"));
+    fs::rename(&pinned, &away)?;
+    ensure!(watch.renew()?.is_none() && kernel.watch().is_err(), "they are missed");
+    kernel.run(Hook::Ingress, &refused(), 1)?;
+    ensure!(watch.next_event().is_some(), "it is told meanwhile");
+    fs::rename(&away, &pinned)?;
+    ensure!(watch.renew()?.is_none(), "the same tables");
     Ok(())
 }
 

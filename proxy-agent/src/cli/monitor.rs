@@ -125,8 +125,8 @@ impl MonitorArgs {
             }
             if renewed.elapsed() >= RENEWAL {
                 renewed = Instant::now();
-                if watch.renew()? {
-                    tables = kernel::open(&self.pin_dir)?;
+                if let Some(moved) = watch.renew()? {
+                    tables = moved;
                     words = EventWords::read(&tables, dataplane::now())?;
                 }
             }

@@ -6,6 +6,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd},
     path::PathBuf,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -17,10 +18,11 @@ use proxy_common::{
 };
 
 use super::{
-    collect, now,
+    collect, kernel, now,
     pin::PinDirectory,
     raw::{self, BytesMap, Update},
     shape,
+    table::Tables,
 };
 
 /// Bytes of a ring unless a flag says otherwise: room for some 12,000 events.
@@ -50,7 +52,12 @@ pub struct Watch {
     ring: BytesMap,
     /// What `events_lost` held when it was last looked at
     lost: u64,
+    /// Since when tables are not pinned
+    missing: Option<Instant>,
 }
+
+/// How long tables may be missing: the agent moves their pins in less.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Watch {
     /// Begins to watch for what has these reasons ([`bits`]), with a ring of at least so many bytes. It is to be renewed every
@@ -71,23 +78,32 @@ impl Watch {
             reader: reader.context("cannot map the ring buffer")?,
             ring: BytesMap::new(ring)?,
             lost: 0,
+            missing: None,
         };
         watch.renew()?;
         Ok(watch)
     }
 
-    /// Says that it still watches. Who was stopped for so long that somebody else has the place by now gets another one. `true` if
-    /// there are other tables since the last time: the agent had to make them anew (docs/upgrade.md).
+    /// Says that it still watches. Who was stopped for so long that somebody else has the place by now gets another one. Gives all
+    /// tables if there are others since the last time: the agent had to make them anew (docs/upgrade.md). While it does, some are not
+    /// there, and it watches the old ones.
     ///
     /// # Errors
-    /// If the kernel refuses, there is no place, or nothing is pinned any more.
-    pub fn renew(&mut self) -> Result<bool> {
-        let pinned = WatchTables::open(&self.pin)?;
-        let moved = pinned.watchers.info().id != self.tables.watchers.info().id;
-        if moved {
+    /// If the kernel refuses, there is no place, or nothing is pinned any more for longer than that takes.
+    pub fn renew(&mut self) -> Result<Option<Tables>> {
+        let moved = match self.moved() {
+            Ok(moved) => {
+                self.missing = None;
+                moved
+            }
+            Err(_) if self.missing.get_or_insert_with(Instant::now).elapsed() < PATIENCE => None,
+            Err(error) => return Err(error),
+        };
+        let tables = moved.map(|(pinned, tables)| {
             self.leave();
             (self.tables, self.place) = (pinned, ANYBODY);
-        }
+            tables
+        });
         if !self.has_place()? {
             self.place = self.tables.claim(&self.ring)?;
             self.lost = self.tables.lost(self.place)?;
@@ -103,7 +119,16 @@ impl Watch {
                 },
             )?;
         }
-        Ok(moved)
+        Ok(tables)
+    }
+
+    /// The tables that are pinned, if they are others than those it watches.
+    fn moved(&self) -> Result<Option<(WatchTables, Tables)>> {
+        let pinned = WatchTables::open(&self.pin)?;
+        if pinned.watchers.info().id == self.tables.watchers.info().id {
+            return Ok(None);
+        }
+        Ok(Some((pinned, kernel::open(&self.pin)?)))
     }
 
     /// Gives the place back. If that fails it is free a few seconds later.

@@ -40,13 +40,14 @@ const RENEWAL: Duration = Duration::from_secs(1);
 /// If nothing is pinned there, or there is no place for another one who watches.
 pub(super) fn wait(pin: &PinDirectory, from: Origin, packet: &FirstPacket, patience: Duration) -> Result<Arrival> {
     let mut watch = Watch::open(pin, watch::bits(watch::reasons()), RING_BYTES)?;
-    let mut words = EventWords::read(&kernel::open(pin)?, dataplane::now())?;
+    let mut tables = kernel::open(pin)?;
+    let mut words = EventWords::read(&tables, dataplane::now())?;
     eprintln!("waiting for the packet, {} s at most", patience.as_secs_f64());
     let (began, mut renewed) = (Instant::now(), Instant::now());
     while let Some(left) = patience.checked_sub(began.elapsed()) {
         while let Some(event) = watch.next_event() {
             if !words.know(&event) {
-                words = EventWords::read(&kernel::open(pin)?, dataplane::now())?;
+                words = EventWords::read(&tables, dataplane::now())?;
             }
             if let Some(row) = words.tell(&event).filter(|row| is_like(row, from, packet)) {
                 return Ok(Arrival::Seen(Box::new(row)));
@@ -58,8 +59,9 @@ pub(super) fn wait(pin: &PinDirectory, from: Origin, packet: &FirstPacket, patie
             .context("cannot wait for events")?;
         if renewed.elapsed() >= RENEWAL {
             renewed = Instant::now();
-            if watch.renew()? {
-                words = EventWords::read(&kernel::open(pin)?, dataplane::now())?;
+            if let Some(moved) = watch.renew()? {
+                tables = moved;
+                words = EventWords::read(&tables, dataplane::now())?;
             }
         }
     }

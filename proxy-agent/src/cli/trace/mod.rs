@@ -106,6 +106,12 @@ struct Trace {
 
 impl TraceArgs {
     pub(crate) fn run(self) -> Result<()> {
+        let (source, destination) = (self.source.address, self.destination.address);
+        ensure!(
+            source.is_ipv4() == destination.is_ipv4(),
+            "--source {source} and --destination {destination} are of different families"
+        );
+        let seen = self.wait.map(|patience| self.arrival(patience)).transpose()?;
         let (tables, knowledge) = if self.input.manifests.is_some() {
             let input = self.input.plan()?;
             let tables = origin::planned(&input, self.from, self.source.address)?;
@@ -113,12 +119,6 @@ impl TraceArgs {
         } else {
             (self.listing.tables()?, Knowledge::Agent(self.agent))
         };
-        let (source, destination) = (self.source.address, self.destination.address);
-        ensure!(
-            source.is_ipv4() == destination.is_ipv4(),
-            "--source {source} and --destination {destination} are of different families"
-        );
-        let seen = self.wait.map(|patience| self.arrival(patience)).transpose()?;
         let trace = if source.is_ipv4() {
             self.trace::<V4>(&tables, &tables.v4, &knowledge, seen)?
         } else {
