@@ -7,7 +7,7 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use proxy_agent::dataplane::simulation::Hook;
 use proxy_common::{
     datapath::{Reason, Verdict},
-    layout::{FlowValue, flow_flags},
+    layout::{FlowValue, flow_flags, history},
     packet::{TCP, UDP, V4, V6, tcp_flags},
 };
 use proxy_tests::{
@@ -220,7 +220,10 @@ fn ports_exhausted() -> Result<()> {
         source: backend,
         destination: SocketAddr::new(client, port),
     };
+    // Of established flows: others would give theirs up.
     let taken = FlowValue {
+        last_seen: pair.flows()?.values().map(|half| half.last_seen).max().unwrap_or(0),
+        history: history::SEEN | history::LASTING,
         flags: flow_flags::REPLY,
         ..FlowValue::default()
     };
