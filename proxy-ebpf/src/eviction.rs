@@ -21,27 +21,33 @@ pub unsafe fn next(counter: *mut u64) -> u64 {
 
 /// Defines the functions for a family.
 macro_rules! eviction {
-    ($look_at_oldest:ident, $evict_one:ident, $family:ident, $victim:ident) => {
+    ($look_at_oldest:ident, $evict_one:ident, $make_room:ident, $family:ident, $victim:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $look_at_oldest() -> u32 {
+        pub extern "C" fn $look_at_oldest(now: u32) -> u32 {
             match maps::$victim.get_ptr_mut(0) {
                 // SAFETY: this CPU's own slot; programs at one hook do not preempt each other.
-                Some(victim) => datapath::look_at_oldest(&Maps($family), unsafe { &mut *victim }) as u32,
+                Some(victim) => datapath::look_at_oldest(&Maps($family), unsafe { &mut *victim }, now) as u32,
                 None => Look::None as u32,
             }
         }
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $evict_one() -> u32 {
-            datapath::evict_one(&Maps($family)) as u32
+        pub extern "C" fn $evict_one(now: u32) -> u32 {
+            datapath::evict_one(&Maps($family), now) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $make_room(now: u32, flows: u32) -> u32 {
+            datapath::make_room(&Maps($family), now, flows).into()
         }
     };
 }
 
-eviction!(look_at_oldest_v4, evict_one_v4, V4, VICTIM_V4);
-eviction!(look_at_oldest_v6, evict_one_v6, V6, VICTIM_V6);
+eviction!(look_at_oldest_v4, evict_one_v4, make_room_v4, V4, VICTIM_V4);
+eviction!(look_at_oldest_v6, evict_one_v6, make_room_v6, V6, VICTIM_V6);
 
 /// What one of these functions has returned.
 #[inline(always)]

@@ -9,11 +9,11 @@ use aya_ebpf::{
 use proxy_common::{
     datapath::{Crossing, Scratch, Victim},
     layout::{
-        AffinityKey, AffinityValue, Backend, Counter, Device, EndpointKey, Event, FILTER_WORDS, FlowKey, FlowValue, FragmentKey,
-        FragmentValue, HeldFragment, HeldKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTED, MAX_HELD,
-        MAX_REFUSALS, MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, MAX_WATCHERS, Member, MemberKey, Opening, OpeningEnds,
-        RefusalKey, ServiceCounter, ServiceKey, ServiceName, ServiceRanges, ServiceValue, SlotKey, SocketKey, SocketValue, Source,
-        Watcher, opening_slots,
+        AffinityKey, AffinityValue, Backend, Counter, Device, EndpointKey, Event, FILTER_WORDS, FlowKey, FlowValue,
+        FragmentKey, FragmentValue, HeldFragment, HeldKey, MAX_ADDRESSES, MAX_AFFINITIES, MAX_ENDPOINTS, MAX_FLOWS,
+        MAX_FRAGMENTED, MAX_HELD, MAX_REFUSALS, MAX_SERVICES, MAX_SLOTS, MAX_SOCKETS, MAX_SOURCES, MAX_WATCHERS,
+        Member, MemberKey, Opening, OpeningEnds, RefusalKey, ServiceCounter, ServiceKey, ServiceName, ServiceRanges,
+        ServiceValue, SlotKey, SocketKey, SocketValue, Source, Watcher, opening_slots,
     },
 };
 

@@ -7,9 +7,9 @@ use aya_ebpf::{
 use proxy_common::{
     datapath::{FlowHandle, InsertError, InsertMode, Look, PacketCopy, Reason, Scratch, Tables, socket::SocketTables},
     layout::{
-        AffinityKey, AffinityValue, Backend, EndpointKey, Event, FlowKey, FlowValue, FragmentKey, FragmentValue, HeldFragment,
-        HeldKey, Member, MemberKey, Opening, Range, ServiceKey, ServiceValue, SlotKey, SocketKey, SocketValue, Source,
-        SourceKey, Watcher, filter_bit,
+        AffinityKey, AffinityValue, Backend, EndpointKey, Event, FlowKey, FlowValue, FragmentKey, FragmentValue,
+        HeldFragment, HeldKey, Member, MemberKey, Opening, Range, ServiceKey, ServiceValue, SlotKey, SocketKey,
+        SocketValue, Source, SourceKey, Watcher, filter_bit,
     },
     packet::{Family as _, V4, V6},
 };
@@ -71,7 +71,7 @@ pub struct Maps<F>(pub F);
 macro_rules! tables {
     ($family:ty, $address:ty, $addresses:ident, $sources:ident, $services:ident, $slots:ident,
      $affinity:ident, $members:ident, $flows:ident, $openings:ident, $opening_ends:ident, $openings_mask:ident,
-     $look_at_oldest:ident, $evict_one:ident, $previous:ident, $fragments:ident, $scratch:ident,
+     $look_at_oldest:ident, $evict_one:ident, $make_room:ident, $previous:ident, $fragments:ident, $scratch:ident,
      $sockets:ident) => {
         impl SocketTables<$address> for Maps<$family> {
             #[inline(always)]
@@ -249,13 +249,18 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn look_at_oldest(&self) -> Look {
-                eviction::look(eviction::$look_at_oldest())
+            fn look_at_oldest(&self, now: u32) -> Look {
+                eviction::look(eviction::$look_at_oldest(now))
             }
 
             #[inline(always)]
-            fn evict_one(&self) -> Look {
-                eviction::look(eviction::$evict_one())
+            fn evict_one(&self, now: u32) -> Look {
+                eviction::look(eviction::$evict_one(now))
+            }
+
+            #[inline(always)]
+            fn make_room(&self, now: u32, flows: u32) -> bool {
+                eviction::$make_room(now, flows) != 0
             }
 
             #[inline(always)]
@@ -429,6 +434,7 @@ tables!(
     openings_mask_v4,
     look_at_oldest_v4,
     evict_one_v4,
+    make_room_v4,
     PREVIOUS_V4,
     FRAGMENTS_V4,
     SCRATCH_V4,
@@ -449,6 +455,7 @@ tables!(
     openings_mask_v6,
     look_at_oldest_v6,
     evict_one_v6,
+    make_room_v6,
     PREVIOUS_V6,
     FRAGMENTS_V6,
     SCRATCH_V6,

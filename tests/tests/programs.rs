@@ -58,7 +58,7 @@ const fn socket(program: &'static str, verified: u32, translated: u32) -> Budget
 const fn ingress(program: &'static str) -> Budget {
     Budget {
         program,
-        verified: 110_000,
+        verified: 130_000,
         translated: 131_000,
     }
 }
@@ -66,7 +66,7 @@ const fn ingress(program: &'static str) -> Budget {
 const fn egress(program: &'static str) -> Budget {
     Budget {
         program,
-        verified: 93_000,
+        verified: 115_000,
         translated: 121_000,
     }
 }

@@ -6,7 +6,7 @@ use super::{FlowHandle as _, Reason, Tables, flow};
 use crate::layout::{AddressBytes, FlowKey, FlowValue, Opening, flow_flags};
 
 /// How many openings of flows that are there are looked at for some to give up.
-const LIVING: u32 = 16;
+const LIVING: u32 = 128;
 /// How many of flows that have ended are passed before each. Most of those before a flood have: it must not take more new flows to
 /// pass them than a client sends first packets. Each is passed once, so all in all this is no more work than opening flows was.
 const LOOKS: u32 = 1024;
@@ -45,18 +45,22 @@ pub enum Look {
     Kept = 3,
 }
 
-/// Gives up so many `flows`, or as many as there are among the oldest openings that are expendable
-/// ([`flow::State::is_expendable`]): whether there is room now.
-#[inline(never)]
-pub(super) fn make_room<A: AddressBytes, T: Tables<A>>(tables: &T, flows: u32) -> bool {
+/// The most flows that are given up at once: a masqueraded one needs as many entries as two others may have.
+const MOST: u32 = 2;
+
+/// Gives up so many `flows`, [`MOST`] at most, or as many as there are among the oldest openings that are expendable
+/// ([`flow::State::is_expendable`]); `now` in ticks: whether there is room now.
+#[inline(always)]
+pub fn make_room<A: AddressBytes, T: Tables<A>>(tables: &T, now: u32, flows: u32) -> bool {
     let mut evicted = 0;
     for _ in 0..LIVING {
-        match tables.evict_one() {
+        match tables.evict_one(now) {
             Look::None => break,
             Look::Kept | Look::Passed => {}
             Look::Evicted => evicted += 1,
         }
-        if evicted == flows {
+        // The second is for the verifier, which doesn't know how many are wanted.
+        if evicted == flows || evicted == MOST {
             break;
         }
     }
@@ -65,9 +69,9 @@ pub(super) fn make_room<A: AddressBytes, T: Tables<A>>(tables: &T, flows: u32) -
 
 /// Passes the openings of flows that have ended, and looks at the first that has not: it is given up if it is expendable.
 #[inline(always)]
-pub fn evict_one<A: AddressBytes, T: Tables<A>>(tables: &T) -> Look {
+pub fn evict_one<A: AddressBytes, T: Tables<A>>(tables: &T, now: u32) -> Look {
     for _ in 0..LOOKS {
-        let look = tables.look_at_oldest();
+        let look = tables.look_at_oldest(now);
         if look != Look::Passed {
             return look;
         }
@@ -75,10 +79,11 @@ pub fn evict_one<A: AddressBytes, T: Tables<A>>(tables: &T) -> Look {
     Look::Passed
 }
 
-/// Looks at the oldest opening, and gives its flow up if it is expendable. One that was used since, or was opened anew under the
-/// same key, is none of the oldest: it goes to the end of the row, as one that is to stay does, which will end some day.
+/// Looks at the oldest opening, and gives its flow up if it is expendable; `now` in ticks. One that was used since, and lately, or was
+/// opened anew under the same key, is none of the oldest: it goes to the end of the row, as one that is to stay does, which will end
+/// some day.
 #[inline(always)]
-pub fn look_at_oldest<A: AddressBytes, T: Tables<A>>(tables: &T, victim: &mut Victim<A>) -> Look {
+pub fn look_at_oldest<A: AddressBytes, T: Tables<A>>(tables: &T, victim: &mut Victim<A>, now: u32) -> Look {
     if !tables.pop_opening(&mut victim.opening) {
         return Look::None;
     }
@@ -90,7 +95,7 @@ pub fn look_at_oldest<A: AddressBytes, T: Tables<A>>(tables: &T, victim: &mut Vi
         }
         return Look::Passed;
     }
-    if !is_expendable(tables, victim) {
+    if !is_expendable(tables, victim, now) {
         victim.opening = Opening::new(&victim.key, victim.value.last_seen);
         tables.push_opening(&victim.opening);
         return Look::Kept;
@@ -102,11 +107,12 @@ pub fn look_at_oldest<A: AddressBytes, T: Tables<A>>(tables: &T, victim: &mut Vi
 
 /// Whether the victim may be given up. One that is closed may whenever it was used.
 #[inline(always)]
-fn is_expendable<A: AddressBytes, T: Tables<A>>(tables: &T, victim: &mut Victim<A>) -> bool {
+fn is_expendable<A: AddressBytes, T: Tables<A>>(tables: &T, victim: &mut Victim<A>, now: u32) -> bool {
     // A slot may be read while it is written: then this is some flow, or the reply half of one.
     let twin = load_twin(tables, victim).then_some(&victim.present);
     let state = flow::State::of(victim.key.protocol, &victim.value, twin);
-    let used = victim.opening.is_before(victim.value.last_seen);
+    // Many of a flood are answered in the tick after that in which they were opened.
+    let used = victim.opening.is_before(victim.value.last_seen) && flow::is_young(&victim.value, twin, now);
     victim.value.flags & (flow_flags::REPLY | flow_flags::MASQUERADE) == 0
         && (state == flow::State::Closing || state.is_expendable() && !used)
 }

@@ -1,9 +1,7 @@
 //! The first packet of a flow: choosing an endpoint and writing the flow's entries.
 
 use super::{
-    Environment, InsertMode, Reason, Scratch, Tables,
-    eviction::make_room,
-    flow, frontend, masquerade,
+    Environment, InsertMode, Reason, Scratch, Tables, flow, frontend, masquerade,
     reserve::reserve_twin,
     select::{self, Choice},
 };
@@ -80,7 +78,7 @@ pub(super) fn open_again<A: AddressBytes, T: Tables<A>, E: Environment>(
     } else {
         1
     };
-    if reason == Reason::FlowTableFull && make_room(tables, flows) {
+    if reason == Reason::FlowTableFull && tables.make_room(environment.now(), flows) {
         open(tables, environment, scratch)
     } else {
         Err(reason)

@@ -181,6 +181,18 @@ impl State {
     }
 }
 
+/// For how many ticks after its last packet a flow that did not get anywhere, or is closed, may be under way: a handshake takes less, and
+/// so does what comes after a connection's end.
+const YOUNG: u32 = 2;
+
+/// Whether packets of a flow may be under way, by a half and its twin; `now` in ticks.
+#[inline(always)]
+pub fn is_young<A>(half: &FlowValue<A>, twin: Option<&FlowValue<A>>, now: u32) -> bool {
+    let last_seen = twin.map_or(half.last_seen, |twin| half.last_seen.max(twin.last_seen));
+    // Another CPU may already have written a later tick.
+    now.saturating_sub(last_seen) < YOUNG
+}
+
 /// Whether a flow has been without packets for longer than its state allows; `now` in ticks.
 #[inline(always)]
 pub fn is_expired<A: AddressBytes>(

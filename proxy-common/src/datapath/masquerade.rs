@@ -3,9 +3,7 @@
 //! The first packet's ingress asks for it with an unresolved entry, because only the egress hook knows the device, and
 //! with it the address.
 
-use super::{
-    Environment, InsertError, InsertMode, Reason, Scratch, Tables, eviction::make_room, flow, reserve::reserve_twin,
-};
+use super::{Environment, InsertError, InsertMode, Reason, Scratch, Tables, flow, reserve::reserve_twin};
 use crate::{
     layout::{AddressBytes, FlowKey, FlowValue, flow_flags},
     packet::Family,
@@ -78,7 +76,10 @@ pub(super) fn resolve<F: Family, T: Tables<F::Address>, E: Environment>(
     let mut reserved = reserve_twin(tables, environment, scratch);
     for _ in 0..ATTEMPTS {
         // The flow may itself be what was given up.
-        if reserved != Err(Reason::FlowTableFull) || !make_room(tables, 2) || tables.flow(&scratch.key).is_none() {
+        if reserved != Err(Reason::FlowTableFull)
+            || !tables.make_room(environment.now(), 2)
+            || tables.flow(&scratch.key).is_none()
+        {
             break;
         }
         reserved = reserve_twin(tables, environment, scratch);

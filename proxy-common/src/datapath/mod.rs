@@ -29,7 +29,7 @@ mod upkeep;
 mod verdict;
 
 pub use edge::{egress, ingress};
-pub use eviction::{Look, Victim, evict_one, look_at_oldest};
+pub use eviction::{Look, Victim, evict_one, look_at_oldest, make_room};
 pub use first::choose;
 pub use forward::{Crossing, Forwarding, Hop, Routes, forward};
 pub use fragment::send_held;

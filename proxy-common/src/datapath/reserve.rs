@@ -8,8 +8,6 @@ const ATTEMPTS: u32 = 8;
 /// From which on flows that did not get anywhere make room: a flood through a masquerade must not keep all ports to a backend
 /// until its flows expire, where the table has room for them.
 const EVICTING: u32 = 4;
-/// Which of those count as given up by their clients: a handshake takes less than these ticks.
-const YOUNG: u32 = 2;
 /// Ports to try are taken from here up to 65535: not from the system ports (RFC 6335, 6).
 const FIRST_PORT: u32 = 1024;
 
@@ -157,28 +155,23 @@ fn is_free<A: AddressBytes, T: Tables<A>, E: Environment>(
     }
     rival.twin_key = flow::twin_key(twin_key, &rival.half);
     rival.twin = flow::twin_value(twin_key, &rival.half);
-    if let Some(other) = tables.flow(&rival.twin_key) {
-        rival.present = other.value();
-        // Another flow may have its place.
-        if flow::same_rewrite(&rival.present, &rival.twin) {
-            let leaves = has_to_leave(
-                environment,
-                twin_key.protocol,
-                &rival.half,
-                Some(&rival.present),
-                eviction,
-            );
-            if leaves {
-                tables.remove_flow(&rival.twin_key);
-            }
-            return leaves;
+    let other = match tables.flow(&rival.twin_key) {
+        Some(other) => {
+            rival.present = other.value();
+            // Another flow may have its place.
+            flow::same_rewrite(&rival.present, &rival.twin).then_some(&rival.present)
         }
+        None => None,
+    };
+    let leaves = has_to_leave(environment, twin_key.protocol, &rival.half, other, eviction);
+    if leaves && other.is_some() {
+        tables.remove_flow(&rival.twin_key);
     }
-    has_to_leave(environment, twin_key.protocol, &rival.half, None, eviction)
+    leaves
 }
 
 /// Whether a flow gives its place to another, by either of its halves and its twin.
-#[inline(never)]
+#[inline(always)]
 fn has_to_leave<A: AddressBytes, E: Environment>(
     environment: &E,
     protocol: u8,
@@ -186,9 +179,8 @@ fn has_to_leave<A: AddressBytes, E: Environment>(
     twin: Option<&FlowValue<A>>,
     eviction: Eviction,
 ) -> bool {
-    let last_seen = twin.map_or(half.last_seen, |twin| half.last_seen.max(twin.last_seen));
     let got_nowhere = eviction == Eviction::Expendable
-        && last_seen + YOUNG <= environment.now()
+        && !flow::is_young(half, twin, environment.now())
         && flow::State::of(protocol, half, twin).is_expendable();
     got_nowhere || flow::is_over(environment, protocol, half, twin, true)
 }

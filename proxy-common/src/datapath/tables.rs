@@ -2,7 +2,7 @@
 
 use super::{
     Claim, Eviction, Look, Reason, Rival, Victim, choose, claim, evict_one, icmp_error, judge_host_packet,
-    look_at_oldest, refuse, send_held, tell,
+    look_at_oldest, make_room, refuse, send_held, tell,
 };
 use crate::layout::{
     AddressBytes, AffinityKey, AffinityValue, Backend, EndpointKey, Event, FlowKey, FlowValue, FragmentKey,
@@ -152,22 +152,30 @@ pub trait Tables<A: AddressBytes> {
     fn push_opening(&self, opening: &Opening<A>);
     /// Takes the oldest opening that nobody has looked at yet, if it is still known; whether there was one.
     fn pop_opening(&self, opening: &mut Opening<A>) -> bool;
-    /// [`super::look_at_oldest`]. The kernel has this and [`Self::evict_one`] behind calls of functions of their own, so that the
+    /// [`super::look_at_oldest`]. The kernel has this, [`Self::evict_one`] and [`Self::make_room`] behind calls of functions of their own, so that the
     /// verifier goes through them once and not with every insert.
     #[inline(always)]
-    fn look_at_oldest(&self) -> Look
+    fn look_at_oldest(&self, now: u32) -> Look
     where
         Self: Sized,
     {
-        look_at_oldest(self, &mut Victim::default())
+        look_at_oldest(self, &mut Victim::default(), now)
+    }
+    /// [`super::make_room`].
+    #[inline(always)]
+    fn make_room(&self, now: u32, flows: u32) -> bool
+    where
+        Self: Sized,
+    {
+        make_room(self, now, flows)
     }
     /// [`super::evict_one`].
     #[inline(always)]
-    fn evict_one(&self) -> Look
+    fn evict_one(&self, now: u32) -> Look
     where
         Self: Sized,
     {
-        evict_one(self)
+        evict_one(self, now)
     }
     /// Lends memory, with whatever was left in it. Must not be nested.
     fn with_scratch(&self, with: impl FnOnce(&mut Scratch<A>) -> Reason) -> Reason;
@@ -224,6 +232,10 @@ pub trait Environment {
     /// Now, in nanoseconds, for what a tick is too coarse for.
     fn nanoseconds(&self) -> u64 {
         u64::from(self.now()) << TICK_SHIFT
+    }
+    /// The same by an exact clock, which takes longer to read.
+    fn exact_nanoseconds(&self) -> u64 {
+        self.nanoseconds()
     }
     /// [`super::icmp_error`](fn@super::icmp_error). The kernel's has it behind a call of a function of its own, so that the
     /// verifier goes through it once and not with every state in which it is called.

@@ -76,17 +76,6 @@ pub(super) struct Age {
     pub(super) timeouts: Timeouts,
 }
 
-/// For how many ticks a flow that did not get anywhere, or is closed, counts as under way: a handshake takes less, and so does what comes
-/// after a connection's end.
-const YOUNG: u32 = 2;
-
-impl Age {
-    fn is_young<A>(&self, half: &FlowValue<A>, twin: Option<&FlowValue<A>>) -> bool {
-        let last_seen = twin.map_or(half.last_seen, |twin| half.last_seen.max(twin.last_seen));
-        self.now.saturating_sub(last_seen) <= YOUNG
-    }
-}
-
 /// Forgets the flows of the previous generation that are over. Nobody else looks through its tables, and were one opened anew while this
 /// generation leads, the previous one would do it: by its own tables, without knowing what is in this one's.
 ///
@@ -161,7 +150,7 @@ where
 fn is_over<A: Address>(half: &Half<A>, twin: Option<&Half<A>>, state: State, age: Age) -> bool {
     let twin = twin.map(|twin| &twin.value);
     flow::is_expired(half.key.protocol, &half.value, twin, age.now, &age.timeouts)
-        || state == State::Closing && !age.is_young(&half.value, twin)
+        || state == State::Closing && !flow::is_young(&half.value, twin, age.now)
 }
 
 struct Mover<A> {
@@ -197,7 +186,7 @@ where
             return Ok(true);
         };
         let (twin, state) = self.halves.twin(&half)?;
-        let is_young = age.is_young(&half.value, twin.map(|twin| twin.value).as_ref());
+        let is_young = flow::is_young(&half.value, twin.map(|twin| twin.value).as_ref(), age.now);
         let unresolved = |half: &Half<A>| half.value.flags & UNRESOLVED != 0;
         if !last && (unresolved(&half) || twin.as_ref().is_some_and(unresolved)) {
             return Ok(false);

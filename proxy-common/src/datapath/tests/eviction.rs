@@ -84,6 +84,18 @@ both_families! {
         assert_eq!(evicted(&world), 0);
     }
 
+    /// Connections that were opened one after the other stand so in the row of openings: they are passed with one packet.
+    fn many_established_flows_in_a_row_cost_no_new_one<F>() {
+        let world = world::<F>(2 * 101);
+        for port in 1..=100 {
+            establish(&world, port);
+        }
+        for port in 1001..1020 {
+            assert_eq!(open(&world, UDP, port), Reason::NewFlow);
+        }
+        assert_eq!((world.entries(), evicted(&world)), (2 * 101, 18));
+    }
+
     fn new_connections_are_made_in_a_flood<F>() {
         let world = world::<F>(16);
         for number in 0..200 {
