@@ -4,7 +4,8 @@ use aya_ebpf::{
     bindings::{BPF_F_CURRENT_NETNS, BPF_TCP_LISTEN, bpf_sock},
     cty::c_void,
     helpers::generated::{
-        bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+        bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_sk_lookup_udp, bpf_sk_release,
+        bpf_skc_lookup_tcp,
     },
 };
 use proxy_common::{
@@ -45,6 +46,12 @@ impl Environment for Kernel {
     fn nanoseconds(&self) -> u64 {
         // SAFETY: a helper without arguments. The coarse clock is cheap, and goes on every few milliseconds.
         unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn exact_nanoseconds(&self) -> u64 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_ktime_get_ns() }
     }
 
     #[inline(always)]

@@ -167,6 +167,11 @@ impl<const LINK: usize> Environment for Hook<LINK> {
     }
 
     #[inline(always)]
+    fn exact_nanoseconds(&self) -> u64 {
+        self.kernel.exact_nanoseconds()
+    }
+
+    #[inline(always)]
     fn random(&self) -> u32 {
         self.kernel.random()
     }

@@ -25,7 +25,7 @@ use proxy_agent::dataplane::{
     table::Tables,
     watch::{self, Watch},
 };
-use proxy_common::layout::{Settings, Timeouts, opening_slots, tables};
+use proxy_common::layout::{ANSWERED, Settings, Timeouts, opening_slots, tables};
 use tempfile::TempDir;
 
 /// Verdicts of the programs: `TCX_NEXT` and `TCX_DROP` (`include/uapi/linux/bpf.h`).
@@ -191,7 +191,7 @@ impl Kernel {
     /// # Errors
     /// As there.
     pub fn watch_with(&self, ring_bytes: u32) -> Result<Watch> {
-        Watch::open(&self.pin, watch::bits(watch::reasons()), ring_bytes)
+        Watch::open(&self.pin, watch::bits(watch::reasons()) | 1 << ANSWERED, ring_bytes)
     }
 
     /// Loads [`SOCKET_PROGRAMS`] as well.

@@ -295,7 +295,12 @@ fn egress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
         }
     }
     let reason = match upkeep::keep::<F, T, E>(tables, environment, scratch) {
-        Ok(true) => Reason::Established,
+        Ok(true) => {
+            if tell::is_first_answer(&scratch.value) {
+                tell::answered(tables, environment, scratch, packet.length());
+            }
+            Reason::Established
+        }
         Ok(false) if tables.is_previous(&scratch.key) => Reason::Previous,
         Ok(false) => Reason::Unrelated,
         Err(reason) => reason,

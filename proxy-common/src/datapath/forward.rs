@@ -129,6 +129,9 @@ pub fn forward<F: Hops, P: Packet, T: Tables<F::Address>, E: Routes>(
     );
     tables.count(entered, packet.length());
     tables.count(left, packet.length());
+    if tell::is_first_answer(&leaving.value) {
+        tell::answered(tables, environment, leaving, packet.length());
+    }
     if entered == Reason::NewFlow {
         tell::opened(tables, environment, entering, packet.length());
     }

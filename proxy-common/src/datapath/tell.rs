@@ -1,10 +1,12 @@
-//! Telling those who watch: of new flows, and of packets that are refused. Never of packets of known flows.
+//! Telling those who watch: of new flows and their first answers, and of packets that are refused. Never of other packets of known
+//! flows.
 //!
 //! While nobody watches it costs one look at a table, where a flow is opened anyway or a packet comes to nothing.
 
 use super::{Environment, FlowHandle as _, Reason, Scratch, Tables, frontend, socket::Socket};
 use crate::layout::{
-    ANYBODY, AT_SOCKET, AddressBytes, Event, FlowKey, FlowValue, MAX_WATCHERS, NO_SERVICE, ServiceValue, Watcher,
+    ANSWERED, ANYBODY, AT_SOCKET, AddressBytes, Event, FlowKey, FlowValue, MAX_WATCHERS, NO_SERVICE, ServiceValue,
+    Watcher, flow_flags, history,
 };
 
 /// Whether anybody watches.
@@ -38,6 +40,33 @@ pub(super) fn opened<A: AddressBytes, T: Tables<A>, E: Environment>(
         let Scratch { key, value, .. } = scratch;
         let mut event = of_packet(environment, key, Reason::NewFlow, length);
         (event.backend, event.backend_port) = (value.address.mapped(), value.port);
+        (event.service, event.flags) = (value.service, value.flags);
+        environment.tell(tables, &event);
+    }
+}
+
+/// Whether a half, as it was before a packet, makes that the first answer of its flow.
+#[inline(always)]
+pub(super) const fn is_first_answer<A>(value: &FlowValue<A>) -> bool {
+    value.history & history::SEEN == 0
+        && value.flags & (flow_flags::REPLY | flow_flags::MASQUERADE) == flow_flags::REPLY
+}
+
+/// Tells that the flow in `scratch`, which is its reply half, has been answered for the first time, by a packet of so many bytes.
+#[inline(never)]
+pub(super) fn answered<A: AddressBytes, T: Tables<A>, E: Environment>(
+    tables: &T,
+    environment: &E,
+    scratch: &Scratch<A>,
+    length: u32,
+) {
+    if is_watched(tables, environment) {
+        let Scratch { key, value, .. } = scratch;
+        let mut event = of_packet(environment, key, Reason::Established, length);
+        (event.reason, event.outcome) = (ANSWERED, ANSWERED);
+        (event.backend, event.backend_port) = (event.source, event.source_port);
+        (event.source, event.source_port) = (event.destination, value.other_port);
+        (event.destination, event.destination_port) = (value.address.mapped(), value.port);
         (event.service, event.flags) = (value.service, value.flags);
         environment.tell(tables, &event);
     }
@@ -111,7 +140,7 @@ fn event<A: AddressBytes, E: Environment>(
     destination: &A,
 ) -> Event {
     Event {
-        nanoseconds: environment.nanoseconds(),
+        nanoseconds: environment.exact_nanoseconds(),
         source: source.mapped(),
         destination: destination.mapped(),
         protocol,

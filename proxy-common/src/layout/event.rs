@@ -48,7 +48,7 @@ impl Watcher {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Event {
-    /// When, in nanoseconds of `CLOCK_MONOTONIC`, some milliseconds coarse
+    /// When, in nanoseconds of `CLOCK_MONOTONIC`
     pub nanoseconds: u64,
     /// Source of the packet as it came to the hook, network byte order; an IPv4 address as `::ffff:a.b.c.d` (RFC 4291,
     /// 2.5.5.2). All zero where a socket has none yet
@@ -73,7 +73,7 @@ pub struct Event {
     pub device: u32,
     /// Bytes of the packet from the network header on; 0 at a socket
     pub length: u32,
-    /// Number of the `datapath::Reason`
+    /// Number of the `datapath::Reason`, or [`ANSWERED`]
     pub reason: u8,
     /// Number of the reason that the packet was counted by: another one if it was to be answered and that failed
     pub outcome: u8,
@@ -82,6 +82,10 @@ pub struct Event {
     /// Always 0
     pub reserved: u8,
 }
+
+/// [`Event::reason`] of a flow's first answer, which is no packet's reason. The addresses and ports are those that the flow was
+/// opened with; a flow whose opening nobody was told of has one, too.
+pub const ANSWERED: u8 = 63;
 
 /// [`Event::hook`] of a process that connects or sends: there is no packet yet.
 pub const AT_SOCKET: u8 = 2;

@@ -27,7 +27,7 @@ mod source;
 pub use affinity::{AffinityKey, AffinityValue, CLUSTER_LIST, LOCAL_LIST, Member, MemberKey};
 pub use counter::{Counter, EndpointKey, RefusalKey, ServiceCounter};
 pub use device::{Device, HOST_DEVICE, device_flags, express, role};
-pub use event::{ANYBODY, AT_SOCKET, Event, LEASE, MAX_WATCHERS, NO_SERVICE, Watcher};
+pub use event::{ANSWERED, ANYBODY, AT_SOCKET, Event, LEASE, MAX_WATCHERS, NO_SERVICE, Watcher};
 pub use filter::{FILTER_WORDS, filter_bit};
 pub use flow::{EGRESS, FlowKey, FlowValue, INGRESS, flow_flags, history};
 pub use fragment::{FragmentKey, FragmentValue, HELD_BYTES, HeldFragment, HeldKey, fate};

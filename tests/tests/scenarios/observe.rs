@@ -331,6 +331,10 @@ fn top_shows_the_load(lab: &Lab, targets: &[(Protocol, std::net::SocketAddr)]) -
         "{web:#}"
     );
     ensure!(
+        positive(&web["setup"]["p50"]) && positive(&web["setup"]["p99"]) && empty["setup"].is_null(),
+        "{web:#} {empty:#}"
+    );
+    ensure!(
         web["refused"] == 0.0 && positive(&empty["refused"]) && empty["connections"] == 0.0,
         "{empty:#}"
     );

@@ -10,17 +10,19 @@ use ratatui::{
 
 use super::{
     rates::{Load, Rates},
+    setup::Setup,
     view::{Column, Line, View},
 };
 
 /// The columns: what they are sorted by, and their header.
-const COLUMNS: [(Column, &str); 6] = [
+const COLUMNS: [(Column, &str); 7] = [
     (Column::Service, "SERVICE"),
     (Column::Connections, "CONN/S"),
-    (Column::Packets, "PACKETS/S"),
+    (Column::Packets, "PKTS/S"),
     (Column::Bytes, "BYTES/S"),
     (Column::Refused, "REFUSED/S"),
     (Column::Flows, "FLOWS"),
+    (Column::Setup, "SETUP MS"),
 ];
 
 /// What the keys do.
@@ -45,7 +47,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, rates: &Rates, view: &View) {
             } else {
                 Style::new()
             };
-            Row::new(cells(name, &row.load)).style(style)
+            Row::new(cells(name, &row.load, row.setup)).style(style)
         }
         Line::Endpoint(row) => Row::new([
             Cell::new(format!("  {}", row.endpoint)),
@@ -55,6 +57,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, rates: &Rates, view: &View) {
             Cell::new(""),
             Cell::new(""),
             right(row.flows.to_string()),
+            Cell::new(""),
         ]),
     });
     let header = COLUMNS.map(|(column, title)| {
@@ -71,11 +74,12 @@ pub(super) fn draw(frame: &mut Frame<'_>, rates: &Rates, view: &View) {
     });
     let widths = [
         Constraint::Fill(1),
-        Constraint::Length(9),
-        Constraint::Length(10),
-        Constraint::Length(9),
-        Constraint::Length(10),
+        Constraint::Length(7),
+        Constraint::Length(7),
         Constraint::Length(8),
+        Constraint::Length(10),
+        Constraint::Length(7),
+        Constraint::Length(9),
     ];
     let widget = Table::new(rows, widths)
         .header(Row::new(header).style(Style::new().fg(Color::Cyan).add_modifier(Modifier::BOLD)))
@@ -89,7 +93,7 @@ fn right<'a>(text: String) -> Cell<'a> {
     Cell::new(Text::from(text).right_aligned())
 }
 
-fn cells<'a>(name: String, load: &Load) -> [Cell<'a>; 6] {
+fn cells<'a>(name: String, load: &Load, setup: Option<Setup>) -> [Cell<'a>; 7] {
     [
         Cell::new(name),
         right(short(load.connections)),
@@ -97,6 +101,7 @@ fn cells<'a>(name: String, load: &Load) -> [Cell<'a>; 6] {
         right(short(load.bytes)),
         right(short(load.refused)),
         right(load.flows.to_string()),
+        right(setup.map_or_else(String::new, waits)),
     ]
 }
 
@@ -138,6 +143,20 @@ fn last_line(view: &View) -> String {
     } else {
         format!("{KEYS}  filter: {}", view.filter)
     }
+}
+
+/// How long connections took to be set up: half of them no longer than the first, all but one in a hundred than the second number of
+/// milliseconds.
+pub(super) fn waits(setup: Setup) -> String {
+    let short = |milliseconds: f64| {
+        let digits = match milliseconds {
+            ..10.0 => 2,
+            ..100.0 => 1,
+            _ => 0,
+        };
+        format!("{milliseconds:.digits$}")
+    };
+    format!("{}/{}", short(setup.p50), short(setup.p99))
 }
 
 /// A rate with three digits or so: 0, 0.5, 123, 12.3k, 4.5M.
@@ -189,7 +208,17 @@ mod tests {
                 reason: "NoEndpoints".to_owned(),
                 packets: 0.5,
             }],
-            services: vec![service("web", 1234.0, 0.0, &[3, 6]), service("dns", 16.0, 1.5, &[])],
+            services: vec![
+                ServiceRates {
+                    setup: Some(Setup {
+                        answered: 100,
+                        p50: 0.25,
+                        p99: 123.4,
+                    }),
+                    ..service("web", 1234.0, 0.0, &[3, 6])
+                },
+                service("dns", 16.0, 1.5, &[]),
+            ],
         };
         let mut view = View::default();
         view.press(KeyCode::Enter.into(), &rates);
@@ -199,11 +228,11 @@ mod tests {
         let expected = [
             "2 service ports  1.2k connections/s  12.5k packets/s  1.2M bytes/s  0.5 refused/",
             "NoEndpoints 0.5/s",
-            "SERVICE                         CONN/S*  PACKETS/S   BYTES/S  REFUSED/S    FLOWS",
-            "default/web:http TCP               1.2k      12.3k      1.2M          0        9",
-            "  10.0.0.2:80                                                                  6",
-            "  10.0.0.1:80                                                                  3",
-            "default/dns:http TCP               16.0        160     16.0k        1.5        0",
+            "SERVICE                    CONN/S*  PKTS/S  BYTES/S  REFUSED/S   FLOWS  SETUP MS",
+            "default/web:http TCP          1.2k   12.3k     1.2M          0       9  0.25/123",
+            "  10.0.0.2:80                                                        6          ",
+            "  10.0.0.1:80                                                        3          ",
+            "default/dns:http TCP          16.0     160    16.0k        1.5       0          ",
             "",
             "q quit  s sort  / filter  Enter endpoints  Space pause",
         ];

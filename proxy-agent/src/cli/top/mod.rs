@@ -5,6 +5,7 @@
 mod draw;
 mod rates;
 mod sampler;
+mod setup;
 mod view;
 
 use std::{
@@ -22,9 +23,9 @@ use ratatui::{
 };
 
 use self::{
-    draw::short,
-    rates::{Rates, Sample, rates},
-    sampler::look,
+    draw::{short, waits},
+    rates::{Rates, rates},
+    sampler::Sampler,
     view::{Column, View, Wish},
 };
 use super::{
@@ -32,9 +33,9 @@ use super::{
     flows::seconds,
     listing::{ListingArgs, table},
 };
-use crate::dataplane::pin::PinDirectory;
 
-/// Show what Services have to do, live: new connections, packets, bytes and refused packets a second, and flows
+/// Show what Services have to do, live: new connections, packets, bytes and refused packets a second, flows, and how long connections
+/// take to be set up
 ///
 /// Keys: s sorts by the next column, / filters, Enter shows the endpoints of a Service, Space pauses, q quits.
 #[derive(Debug, Args)]
@@ -61,38 +62,43 @@ pub(super) struct TopArgs {
 
 impl TopArgs {
     pub(super) fn run(self) -> Result<()> {
-        let pin = self.listing.pin();
-        let first = look(pin)?;
+        let mut sampler = Sampler::open(self.listing.pin())?;
         let interval = Duration::from_secs_f64(self.interval);
         let view = View::new(self.sort, self.filter.clone());
         if !self.once && self.listing.output() == Output::Table && io::stdout().is_terminal() {
             let terminal = ratatui::try_init().context("cannot use the terminal")?;
-            let shown = show(terminal, pin, first, interval, view);
+            let shown = show(terminal, &mut sampler, interval, view);
             ratatui::restore();
             return shown;
         }
-        thread::sleep(interval);
-        let mut rates = rates(&first, &look(pin)?);
+        let first = sampler.look()?;
+        let end = Instant::now() + interval;
+        while let Some(left) = end.checked_duration_since(Instant::now()) {
+            thread::sleep(left.min(LISTENING));
+            sampler.listen()?;
+        }
+        let mut rates = rates(&first, &sampler.look()?);
         rates.services = view.services(&rates).into_iter().cloned().collect();
         self.listing.print(&rates, text)
     }
 }
 
+/// How often to listen to what the datapath tells.
+const LISTENING: Duration = Duration::from_millis(100);
+
 /// The screen, until a key ends it.
-fn show(
-    mut terminal: DefaultTerminal,
-    pin: &PinDirectory,
-    first: Sample,
-    interval: Duration,
-    mut view: View,
-) -> Result<()> {
-    let mut before = first;
+fn show(mut terminal: DefaultTerminal, sampler: &mut Sampler, interval: Duration, mut view: View) -> Result<()> {
+    let mut before = sampler.look()?;
     let mut shown = rates(&before, &before);
     let mut next = Instant::now() + interval;
     loop {
         terminal.draw(|frame| draw::draw(frame, &shown, &view))?;
-        let patience = next.saturating_duration_since(Instant::now());
-        if event::poll(patience)?
+        let mut is_pressed = false;
+        while !is_pressed && let Some(left) = next.checked_duration_since(Instant::now()) {
+            is_pressed = event::poll(left.min(LISTENING))?;
+            sampler.listen()?;
+        }
+        if is_pressed
             && let Event::Key(key) = event::read()?
             && key.kind != KeyEventKind::Release
             && view.press(key, &shown) == Wish::Quit
@@ -102,7 +108,7 @@ fn show(
         if Instant::now() >= next {
             next = Instant::now() + interval;
             if !view.paused {
-                let after = look(pin)?;
+                let after = sampler.look()?;
                 shown = rates(&before, &after);
                 before = after;
             }
@@ -120,6 +126,7 @@ fn text(rates: &Rates) -> Table {
         "BYTES/S",
         "REFUSED/S",
         "FLOWS",
+        "SETUP MS",
         "ENDPOINTS",
     ]);
     for row in &rates.services {
@@ -135,6 +142,7 @@ fn text(rates: &Rates) -> Table {
             short(row.load.bytes),
             short(row.load.refused),
             row.load.flows.to_string(),
+            row.setup.map_or_else(|| "-".to_owned(), waits),
             endpoints.collect::<Vec<_>>().join("\n"),
         ]);
     }
@@ -166,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_sample_is_a_table() {
-        let rates = rates(&Sample::default(), &Sample::default());
+        let rates = rates(&rates::Sample::default(), &rates::Sample::default());
         assert!(text(&rates).to_string().contains("REFUSED/S"));
     }
 }

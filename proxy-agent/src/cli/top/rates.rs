@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use proxy_common::datapath::Reason;
 use serde::Serialize;
 
+use super::setup::Setup;
 use crate::{
     cli::rate::per_second,
     dataplane::inspect::ServiceLoad,
@@ -18,6 +19,8 @@ pub(super) struct Sample {
     pub(super) taken: Duration,
     /// What each service port has to do
     pub(super) loads: BTreeMap<ServicePort, ServiceLoad>,
+    /// How long flows waited for their first answer since the look before
+    pub(super) setups: BTreeMap<ServicePort, Setup>,
     /// Packets refused so far, whoever they were for, by reason
     pub(super) reasons: BTreeMap<Reason, u64>,
 }
@@ -71,6 +74,8 @@ pub(super) struct ServiceRates {
     /// What there is to do for it
     #[serde(flatten)]
     pub(super) load: Load,
+    /// How long its new flows waited for their first answer; `None` if there was none, or nobody tells
+    pub(super) setup: Option<Setup>,
     /// Whom its flows go to
     pub(super) endpoints: Vec<EndpointFlows>,
 }
@@ -92,6 +97,7 @@ impl ServiceRates {
                 flows: flows.iter().sum(),
                 ..load
             },
+            setup: None,
             endpoints: (1..).zip(flows).map(endpoint).collect(),
         }
     }
@@ -131,6 +137,7 @@ pub(super) fn rates(before: &Sample, after: &Sample) -> Rates {
             protocol: port.protocol,
             frontends: load.frontends.clone(),
             load: load_now,
+            setup: after.setups.get(port).copied(),
             endpoints: endpoints
                 .map(|(&endpoint, &flows)| EndpointFlows { endpoint, flows })
                 .collect(),
@@ -171,6 +178,7 @@ mod tests {
     fn load(connections: u64, refused: u64, flows: &[u64]) -> ServiceLoad {
         ServiceLoad {
             frontends: vec!["10.96.0.1:80".to_owned()],
+            id: 1,
             counter: ServiceCounter {
                 connections,
                 packets: connections * 10,
@@ -188,6 +196,7 @@ mod tests {
         Sample {
             taken: Duration::from_secs(seconds),
             loads: loads.iter().map(|(name, load)| (port(name), load.clone())).collect(),
+            setups: BTreeMap::new(),
             reasons: [(Reason::NoPort, no_port), (Reason::NoEndpoints, 7)].into(),
         }
     }
@@ -238,6 +247,23 @@ mod tests {
             .map(|endpoint| endpoint.flows)
             .collect();
         assert_eq!(flows, [3, 2]);
+    }
+
+    #[test]
+    fn setups_are_those_of_the_later_look() {
+        let mut after = sample(12, &[("web", load(1, 0, &[])), ("new", load(1, 0, &[]))], 0);
+        let setup = Setup {
+            answered: 1,
+            p50: 0.5,
+            p99: 0.5,
+        };
+        after.setups.insert(port("web"), setup);
+        let setups: Vec<_> = rates(&Sample::default(), &after)
+            .services
+            .iter()
+            .map(|row| row.setup)
+            .collect();
+        assert_eq!(setups, [None, Some(setup)]);
     }
 
     #[test]

@@ -22,19 +22,22 @@ pub(super) enum Column {
     Refused,
     /// Flows
     Flows,
+    /// How long connections take to be set up: the slowest first
+    Setup,
     /// Name
     Service,
 }
 
 impl Column {
     /// In the order of the screen.
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Service,
         Self::Connections,
         Self::Packets,
         Self::Bytes,
         Self::Refused,
         Self::Flows,
+        Self::Setup,
     ];
 
     /// The next one to the right, around the end.
@@ -51,6 +54,10 @@ impl Column {
             Self::Bytes => y.bytes.total_cmp(&x.bytes),
             Self::Refused => y.refused.total_cmp(&x.refused),
             Self::Flows => y.flows.cmp(&x.flows),
+            Self::Setup => {
+                let wait = |row: &ServiceRates| row.setup.map_or(-1.0, |setup| setup.p50);
+                wait(b).total_cmp(&wait(a))
+            }
             Self::Service => Ordering::Equal,
         };
         by_load.then_with(|| (&a.service, a.protocol).cmp(&(&b.service, b.protocol)))
@@ -221,7 +228,7 @@ mod tests {
         press(&mut view, [KeyCode::Char('s'); 2]);
         assert_eq!(view.sort, Column::Bytes);
         assert_eq!(shown(&view), ["default/a:http", "default/ccc:http", "default/bb:http"]);
-        press(&mut view, [KeyCode::Char('s'); 3]);
+        press(&mut view, [KeyCode::Char('s'); 4]);
         assert_eq!(view.sort, Column::Service);
         assert_eq!(shown(&view), ["default/a:http", "default/bb:http", "default/ccc:http"]);
     }

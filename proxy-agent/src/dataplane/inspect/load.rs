@@ -13,6 +13,8 @@ use crate::{
 /// A service port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceLoad {
+    /// Its id
+    pub id: u32,
     /// What it is reached by, as `address:port`; `*:port` for a nodePort
     pub frontends: Vec<String>,
     /// What was counted of it
@@ -34,6 +36,7 @@ pub fn service_loads(tables: &Tables) -> Result<BTreeMap<ServicePort, ServiceLoa
     for (id, port) in &names {
         let counter = tables.service_counts.get(id)?.unwrap_or_default();
         let load = ServiceLoad {
+            id: *id,
             counter,
             ..ServiceLoad::default()
         };
@@ -117,6 +120,7 @@ mod tests {
         }
         let loads = service_loads(&memory.tables()).expect("readable");
         let expected = ServiceLoad {
+            id: 3,
             frontends: Vec::new(),
             counter: counted,
             refused: 6,

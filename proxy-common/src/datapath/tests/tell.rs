@@ -8,7 +8,7 @@ use super::{
 use crate::{
     datapath::Reason,
     layout::{
-        ANYBODY, AddressBytes as _, EGRESS, Event, INGRESS, NO_SERVICE, ServiceValue, Watcher, address_flags,
+        ANSWERED, ANYBODY, AddressBytes as _, EGRESS, Event, INGRESS, NO_SERVICE, ServiceValue, Watcher, address_flags,
         flow_flags, service_flags,
     },
     packet::{TCP, UDP, tcp_flags},
@@ -69,6 +69,31 @@ both_families! {
             world.now.set(world.now.get() + 1);
         }
         assert_eq!(told(&world), []);
+    }
+
+    /// The first answer of a flow is told with the addresses that it was opened with, even if the backend sees another port.
+    fn the_first_answer_is_told_as_its_flow_was<F>() {
+        let mut world = World::<F>::with_service();
+        world.serve(OTHER_VIP, &[BACKEND]);
+        watch(&world, 3, u64::MAX);
+        for (vip, seen) in [(VIP, HERE.1), (OTHER_VIP, 1024)] {
+            assert_eq!(world.enter(&Segment::first(TCP, HERE, vip)).reason, Reason::NewFlow);
+            let told_of = told(&world);
+            let [(_, opened)] = told_of[..] else {
+                panic!("{told_of:?}");
+            };
+            for _ in 0..2 {
+                world.leave(&Segment::later(TCP, BACKEND, (CLIENT, seen)));
+            }
+            let told_of = told(&world);
+            let [(3, event)] = told_of[..] else {
+                panic!("{told_of:?}");
+            };
+            let identity = |event: &Event| (source(event), destination(event), event.backend, event.backend_port);
+            assert_eq!(identity(&event), identity(&opened));
+            assert_eq!((event.protocol, event.service), (opened.protocol, opened.service));
+            assert_eq!((event.reason, event.hook), (ANSWERED, EGRESS));
+        }
     }
 
     fn a_refused_packet_is_told_with_its_service_and_what_came_of_it<F>() {
