@@ -12,7 +12,7 @@ use crate::{
         Reason,
         flow::{State, masquerade_key, same_rewrite, twin_key, twin_value},
     },
-    layout::{INGRESS, flow_flags},
+    layout::{FlowKey, INGRESS, flow_flags},
     packet::{SCTP, TCP, UDP, V4, V6, tcp_flags},
 };
 
@@ -82,6 +82,28 @@ both_families! {
         }
         assert_eq!(*world.flows.borrow(), before);
         assert_eq!(evicted(&world), 0);
+    }
+
+    /// The row of openings begins with flows that are not moved from the previous generation's table yet: they may be given up when they
+    /// are.
+    fn a_flow_that_is_moved_later_makes_room_then<F>() {
+        let world = world::<F>(4);
+        assert_eq!(open(&world, UDP, 1), Reason::NewFlow);
+        let theirs = std::mem::take(&mut *world.flows.borrow_mut());
+        world.previous.borrow_mut().extend(theirs.keys().copied());
+        for port in [2, 3, 4] {
+            assert_eq!(open(&world, UDP, port), Reason::NewFlow);
+        }
+        assert_eq!(evicted(&world), 1);
+        // Moved in place of the flow of port 3.
+        let is_of_3 = |key: &FlowKey<F::Address>| [key.source_port, key.destination_port].contains(&3);
+        world.flows.borrow_mut().retain(|key, _| !is_of_3(key));
+        world.previous.borrow_mut().clear();
+        world.flows.borrow_mut().extend(theirs.clone());
+        for port in [5, 6] {
+            assert_eq!(open(&world, UDP, port), Reason::NewFlow);
+        }
+        assert!(theirs.keys().all(|key| world.entry(key).is_none()));
     }
 
     /// Connections that were opened one after the other stand so in the row of openings: they are passed with one packet.

@@ -95,6 +95,8 @@ pub(super) struct World<F: TestFamily> {
     frontends: HashSet<F::Address>,
     backends: HashSet<F::Address>,
     pub(super) flows: Flows<F::Address>,
+    /// Halves that the previous generation of programs has
+    pub(super) previous: RefCell<HashSet<FlowKey<F::Address>>>,
     /// Flows opened, the oldest first
     pub(super) openings: RefCell<VecDeque<Opening<F::Address>>>,
     /// Room in the flow table
@@ -172,6 +174,7 @@ impl<F: TestFamily> World<F> {
             counts: RefCell::default(),
             refusals: RefCell::default(),
             endpoints: RefCell::default(),
+            previous: RefCell::default(),
             watchers: RefCell::default(),
             events: RefCell::default(),
             events_lost: RefCell::default(),

@@ -89,6 +89,10 @@ impl<F: TestFamily> Tables<F::Address> for World<F> {
         self.slots.get(key).copied()
     }
 
+    fn is_previous(&self, key: &FlowKey<F::Address>) -> bool {
+        self.previous.borrow().contains(key)
+    }
+
     fn flow(&self, key: &FlowKey<F::Address>) -> Option<Self::Flow> {
         self.flows.borrow().contains_key(key).then(|| Handle {
             flows: Rc::clone(&self.flows),
