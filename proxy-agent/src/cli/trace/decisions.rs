@@ -22,7 +22,15 @@ pub(super) fn decisions<A: Address>(
     mut policy: Option<String>,
 ) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
+    // Looked up again when it is there, it decides nothing any more.
+    let mut own_flow = lookups
+        .iter()
+        .filter(|lookup| matches!(lookup, Lookup::Flow(of, _) if of == key));
+    let first = own_flow.next();
     for lookup in lookups {
+        if matches!(lookup, Lookup::Flow(..)) && !first.is_some_and(|first| std::ptr::eq(first, lookup)) {
+            continue;
+        }
         if matches!(lookup, Lookup::Remembered(..) | Lookup::Endpoint(..)) {
             lines.extend(policy.take());
         }
