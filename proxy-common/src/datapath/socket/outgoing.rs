@@ -106,12 +106,29 @@ fn replace<A: AddressBytes, S: Socket<A>, T: SocketTables<A>, E: Environment>(
                 tell::socket(socket, tables, environment, &chosen, reason);
             } else if connects && reason == Reason::NoLocalEndpoints && socket.protocol() == UDP {
                 // No endpoint's: so the socket is told when the endpoints change, and may connect to one then.
-                let left_alone = value(frontend, chosen.service, environment.now(), true);
-                tables.set_socket(&key(socket, TO_FRONTEND, frontend), &left_alone);
+                (chosen.address, chosen.port) = frontend;
+                remember(socket, tables, environment, frontend, &chosen, connects);
             }
             return reason;
         }
     }
+    remember(socket, tables, environment, frontend, &chosen, connects);
+    count(tables, &chosen);
+    tell::socket(socket, tables, environment, &chosen, Reason::NewFlow);
+    socket.set_remote((chosen.address, chosen.port));
+    Reason::NewFlow
+}
+
+/// Remembers the backend that was chosen for a frontend. (A function of its own, as frames on the kernel's stack add up.)
+#[inline(never)]
+fn remember<A: AddressBytes, S: Socket<A>, T: SocketTables<A>, E: Environment>(
+    socket: &S,
+    tables: &T,
+    environment: &E,
+    frontend: (A, u16),
+    chosen: &FlowValue<A>,
+    connects: bool,
+) {
     let backend = (chosen.address, chosen.port);
     let mut value = value(backend, chosen.service, environment.now(), connects);
     if !connects {
@@ -119,13 +136,9 @@ fn replace<A: AddressBytes, S: Socket<A>, T: SocketTables<A>, E: Environment>(
     }
     (value.address, value.port) = frontend;
     tables.set_socket(&key(socket, TO_FRONTEND, backend), &value);
-    count(tables, &chosen);
-    tell::socket(socket, tables, environment, &chosen, Reason::NewFlow);
-    socket.set_remote(backend);
-    Reason::NewFlow
 }
 
-/// Counts a connection. (As [`refuse`].)
+/// Counts a connection. (As [`remember`].)
 #[inline(never)]
 fn count<A: AddressBytes, T: SocketTables<A>>(tables: &T, chosen: &FlowValue<A>) {
     tables.count_connection(chosen.service);
@@ -135,7 +148,7 @@ fn count<A: AddressBytes, T: SocketTables<A>>(tables: &T, chosen: &FlowValue<A>)
     }
 }
 
-/// Counts what a socket is refused. (A function of its own, as frames on the kernel's stack add up.)
+/// Counts what a socket is refused. (As [`remember`].)
 #[inline(never)]
 fn refuse<A: AddressBytes, T: SocketTables<A>>(tables: &T, chosen: &FlowValue<A>, reason: Reason) {
     tables.count_refused(reason);
@@ -166,11 +179,22 @@ fn direct<A: AddressBytes, S: Socket<A>, T: SocketTables<A>>(
     connects: bool,
 ) -> Reason {
     if tables.may_be_backend(&remote.0) {
-        let key = key(socket, TO_FRONTEND, remote);
-        let mut value = SocketValue::default();
-        if tables.socket(&key, &mut value) && (connects || value.flags & socket_flags::CONNECTED == 0) {
-            tables.remove_socket(&key);
-        }
+        forget(socket, tables, remote, connects);
     }
     Reason::Unrelated
+}
+
+/// Forgets which frontend a backend stood in for. (As [`remember`].)
+#[inline(never)]
+fn forget<A: AddressBytes, S: Socket<A>, T: SocketTables<A>>(
+    socket: &S,
+    tables: &T,
+    backend: (A, u16),
+    connects: bool,
+) {
+    let key = key(socket, TO_FRONTEND, backend);
+    let mut value = SocketValue::default();
+    if tables.socket(&key, &mut value) && (connects || value.flags & socket_flags::CONNECTED == 0) {
+        tables.remove_socket(&key);
+    }
 }
