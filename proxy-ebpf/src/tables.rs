@@ -321,12 +321,11 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn with_scratch(&self, with: impl FnOnce(&mut Scratch<$address>) -> Reason) -> Reason {
-                match maps::$scratch.get_ptr_mut(0) {
-                    // SAFETY: this CPU's own slot; programs at one hook do not preempt each other.
-                    Some(scratch) => with(unsafe { &mut *scratch }),
-                    None => Reason::RewriteFailed,
-                }
+            fn with_scratch<R>(&self, with: impl FnOnce(&mut Scratch<$address>) -> R) -> Option<R> {
+                // SAFETY: this CPU's own slot; programs at one hook do not preempt each other.
+                maps::$scratch
+                    .get_ptr_mut(0)
+                    .map(|scratch| with(unsafe { &mut *scratch }))
             }
 
             #[inline(always)]

@@ -14,7 +14,7 @@ use std::{
 
 use proxy_common::{
     datapath::{
-        self, Environment, FlowHandle, Outcome, Reason, flow,
+        self, Environment, FlowHandle, Outcome, Reason, Scratch, flow,
         socket::{self, Socket, SocketTables},
     },
     layout::{
@@ -67,6 +67,7 @@ pub struct Simulation<'a, F: Family> {
     fragments: RefCell<FragmentChanges<F::Address>>,
     held: RefCell<HeldChanges>,
     resent: RefCell<Vec<Vec<u8>>>,
+    scratch: RefCell<Scratch<F::Address>>,
     reasons: RefCell<BTreeMap<Reason, Counter>>,
     services: RefCell<BTreeMap<u32, ServiceCounter>>,
     refusals: RefCell<BTreeMap<RefusalKey, Counter>>,
@@ -136,6 +137,7 @@ impl<'a, F: Family> Simulation<'a, F> {
             fragments: RefCell::default(),
             held: RefCell::default(),
             resent: RefCell::default(),
+            scratch: RefCell::default(),
             reasons: RefCell::default(),
             services: RefCell::default(),
             refusals: RefCell::default(),

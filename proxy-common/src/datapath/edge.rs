@@ -3,8 +3,8 @@
 //! The established path is here, inlined; whatever else a packet needs is a call away.
 
 use super::{
-    Environment, FlowHandle as _, Outcome, Reason, Scratch, Tables, Verdict, direct::direct, first, fragment, frontend,
-    own, tell, translate::translate, upkeep,
+    Environment, FlowHandle as _, Outcome, Reason, Scratch, Tables, Verdict, direct::direct, first, flow, fragment,
+    frontend, own, tell, translate::translate, upkeep,
 };
 use crate::{
     layout::{AddressBytes, EGRESS, EndpointKey, FlowKey, FlowValue, INGRESS, ServiceValue, flow_flags, history},
@@ -32,58 +32,59 @@ pub fn ingress<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
 ) -> Outcome {
     counted::<F, P, T, E>(packet, tables, environment, INGRESS, |packet| {
         enter::<F, P, T, E>(packet, tables, environment)
+            .unwrap_or_else(|| ingress_slow::<F, P, T, E>(packet, tables, environment))
     })
 }
 
-/// [`ingress`] without answer and counting.
-#[inline(always)]
+/// The decision on a packet that enters, if it needs no more than a look; otherwise it is in the scratch memory. (A function of its own:
+/// what it needs is off the stack when more is done.)
+#[inline(never)]
 fn enter<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &mut P,
     tables: &T,
     environment: &E,
-) -> Reason {
+) -> Option<Reason> {
     let Some(addresses) = F::addresses(packet) else {
-        return Reason::Malformed;
+        return Some(Reason::Malformed);
     };
     let frontend = tables.may_be_frontend(&addresses.destination);
     if !frontend && !tables.may_be_backend(&addresses.destination) {
-        return if tables.is_service_address(&addresses.destination) {
+        return Some(if tables.is_service_address(&addresses.destination) {
             Reason::Unallocated
         } else {
             Reason::Unrelated
-        };
+        });
     }
     let whole = match F::transport(packet) {
         Ok(transport) => Some((transport.key(INGRESS, addresses), transport)),
         // Its ports, if it has them, are looked for where there is time.
         Err(Skip::Fragment) => None,
         Err(Skip::OtherProtocol) => {
-            if let Some(reason) = environment.icmp_error::<F, P, T>(packet, tables, INGRESS) {
-                return reason;
-            }
-            if !frontend {
-                return Reason::OtherProtocol;
-            }
-            let (source, destination) = ((addresses.source, 0), (addresses.destination, 0));
-            return without_ports(tables, &FlowKey::new(INGRESS, frontend::NO_PORTS, source, destination));
+            let icmp_error = environment.icmp_error::<F, P, T>(packet, tables, INGRESS);
+            return icmp_error.or_else(|| {
+                if !frontend {
+                    return Some(Reason::OtherProtocol);
+                }
+                let (source, destination) = ((addresses.source, 0), (addresses.destination, 0));
+                let key = FlowKey::new(INGRESS, frontend::NO_PORTS, source, destination);
+                Some(without_ports(tables, &key))
+            });
         }
-        Err(skip) => return skip.into(),
+        Err(skip) => return Some(skip.into()),
     };
     let mut known = true;
     if let Some((key, transport)) = &whole {
         if !frontend {
-            return direct(tables, key, transport.tcp_flags);
+            return Some(direct(tables, key, transport.tcp_flags));
         }
         match established::<F, P, T, E>(packet, tables, environment, transport, key, Side::Destination) {
-            Found::Rewritten(reason) => return reason,
+            Found::Rewritten(reason) => return Some(reason),
             Found::Due => {}
             Found::Nothing => known = false,
         }
     }
-    tables.with_scratch(|scratch| {
-        scratch.set_packet(whole);
-        ingress_slow::<F, P, T, E>(packet, tables, environment, scratch, known)
-    })
+    tables.with_scratch(|scratch| scratch.set_packet(whole, known));
+    None
 }
 
 /// A packet without ports to what may be a frontend: a cluster address refuses it (behaviour.md 4.6).
@@ -104,7 +105,8 @@ pub fn egress<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     environment: &E,
 ) -> Outcome {
     counted::<F, P, T, E>(packet, tables, environment, EGRESS, |packet| {
-        let reason = leave::<F, P, T, E>(packet, tables, environment);
+        let reason = leave::<F, P, T, E>(packet, tables, environment)
+            .unwrap_or_else(|| egress_slow::<F, P, T, E>(packet, tables, environment));
         if matches!(reason, Reason::Unrelated | Reason::OtherProtocol) {
             host_packet::<F, P, T, E>(packet, tables, environment, reason)
         } else {
@@ -137,49 +139,41 @@ fn host_packet<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     }
 }
 
-/// [`egress`] of packets of flows, without answer and counting.
-#[inline(always)]
+/// The decision on a packet that leaves, as [`enter`] makes it.
+#[inline(never)]
 fn leave<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &mut P,
     tables: &T,
     environment: &E,
-) -> Reason {
+) -> Option<Reason> {
     let Some(addresses) = F::addresses(packet) else {
-        return Reason::Malformed;
+        return Some(Reason::Malformed);
     };
     if !tables.may_be_backend(&addresses.source) && !tables.may_be_backend(&addresses.destination) {
         // A router's error to a client has neither address: only the packet that it quotes tells whose it is.
-        return if F::is_icmp(packet) {
-            environment
-                .icmp_error::<F, P, T>(packet, tables, EGRESS)
-                .unwrap_or(Reason::Unrelated)
-        } else {
-            Reason::Unrelated
-        };
+        let icmp_error = F::is_icmp(packet).then(|| environment.icmp_error::<F, P, T>(packet, tables, EGRESS));
+        return Some(icmp_error.flatten().unwrap_or(Reason::Unrelated));
     }
     let whole = match F::transport(packet) {
         Ok(transport) => Some((transport.key(EGRESS, addresses), transport)),
         Err(Skip::Fragment) => None,
         Err(Skip::OtherProtocol) => {
-            return environment
-                .icmp_error::<F, P, T>(packet, tables, EGRESS)
-                .unwrap_or(Reason::OtherProtocol);
+            let icmp_error = environment.icmp_error::<F, P, T>(packet, tables, EGRESS);
+            return Some(icmp_error.unwrap_or(Reason::OtherProtocol));
         }
-        Err(skip) => return skip.into(),
+        Err(skip) => return Some(skip.into()),
     };
     if let Some((key, transport)) = &whole {
         match established::<F, P, T, E>(packet, tables, environment, transport, key, Side::Source) {
-            Found::Rewritten(reason) => return reason,
+            Found::Rewritten(reason) => return Some(reason),
             Found::Due => {}
-            Found::Nothing if tables.is_previous(key) => return Reason::Previous,
+            Found::Nothing if tables.is_previous(key) => return Some(Reason::Previous),
             Found::Nothing if own::may_collide(transport) && own::collides(tables, environment, key) => {}
-            Found::Nothing => return Reason::Unrelated,
+            Found::Nothing => return Some(Reason::Unrelated),
         }
     }
-    tables.with_scratch(|scratch| {
-        scratch.set_packet(whole);
-        egress_slow::<F, P, T, E>(packet, tables, environment, scratch)
-    })
+    tables.with_scratch(|scratch| scratch.set_packet(whole, true));
+    None
 }
 
 /// What the flow table says of a packet.
@@ -220,14 +214,24 @@ fn established<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     ))
 }
 
-/// Ingress of a packet whose flow is new, or due for upkeep; or of a fragment. `known` unless there is no flow.
+/// Ingress of the packet in the scratch memory, whose flow is new, or due for upkeep; or of a fragment.
 #[inline(never)]
 fn ingress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &mut P,
     tables: &T,
     environment: &E,
+) -> Reason {
+    let reason = tables.with_scratch(|scratch| attend_ingress::<F, P, T, E>(packet, tables, environment, scratch));
+    reason.unwrap_or(Reason::RewriteFailed)
+}
+
+/// [`ingress_slow`] with what it works on.
+#[inline(always)]
+fn attend_ingress<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+    packet: &mut P,
+    tables: &T,
+    environment: &E,
     scratch: &mut Scratch<F::Address>,
-    known: bool,
 ) -> Reason {
     if scratch.is_fragment != 0 {
         match fragment::arrive::<F, P, T, E>(packet, tables, environment, scratch, INGRESS) {
@@ -236,7 +240,7 @@ fn ingress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
             Err(reason) => return reason,
         }
     }
-    let kept = if known {
+    let kept = if scratch.is_known != 0 {
         upkeep::keep::<F, T, E>(tables, environment, scratch)
     } else {
         Ok(false)
@@ -275,9 +279,20 @@ pub(super) const fn reason_of<A>(value: &FlowValue<A>) -> Reason {
     }
 }
 
-/// Egress of a packet whose flow is due for upkeep; or of a fragment.
+/// Egress of the packet in the scratch memory, whose flow is due for upkeep; or of a fragment.
 #[inline(never)]
 fn egress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+    packet: &mut P,
+    tables: &T,
+    environment: &E,
+) -> Reason {
+    let reason = tables.with_scratch(|scratch| attend_egress::<F, P, T, E>(packet, tables, environment, scratch));
+    reason.unwrap_or(Reason::RewriteFailed)
+}
+
+/// [`egress_slow`] with what it works on.
+#[inline(always)]
+fn attend_egress<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &mut P,
     tables: &T,
     environment: &E,
@@ -372,11 +387,7 @@ pub(super) fn rewrite<F: Family, P: Packet, T: Tables<F::Address>>(
 fn count_endpoint<A: AddressBytes, T: Tables<A>>(tables: &T, key: &FlowKey<A>, connections: u32, length: u32) {
     if let Some(handle) = tables.flow(key) {
         let value = handle.value();
-        let (address, port) = if value.flags & flow_flags::REPLY == 0 {
-            (value.address, value.port)
-        } else {
-            (key.source, key.source_port)
-        };
+        let (address, port) = flow::backend(key, &value);
         let endpoint = EndpointKey::new(value.service, &address, port);
         tables.count_endpoint(&endpoint, connections, 1, length);
     }

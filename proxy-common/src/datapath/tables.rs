@@ -69,6 +69,8 @@ pub struct Scratch<A> {
     pub rival: Rival<A>,
     /// 1 for a fragment, whose headers are not read yet, else 0
     pub is_fragment: u32,
+    /// 0 for a packet that is certainly of no flow, else 1
+    pub is_known: u32,
     /// Of a first fragment: why it goes on, or not
     pub reason: Reason,
     /// Of a fragment: its packet's key
@@ -89,16 +91,18 @@ impl<A: AddressBytes> Scratch<A> {
             transport: Transport::default(),
             rival: Rival::default(),
             is_fragment: 0,
+            is_known: 0,
             reason: Reason::Unrelated,
             fragment_key: FragmentKey::new(INGRESS, 0, A::default(), A::default(), 0),
             fragment: FragmentValue::default(),
         }
     }
 
-    /// Begins with a packet: its key and transport header; none of a fragment, which may have none.
+    /// Begins with a packet: its key and transport header, none of a fragment, which may have none; whether it may be of a flow.
     #[inline(always)]
-    pub(super) fn set_packet(&mut self, whole: Option<(FlowKey<A>, Transport)>) {
+    pub(super) fn set_packet(&mut self, whole: Option<(FlowKey<A>, Transport)>, known: bool) {
         self.is_fragment = whole.is_none().into();
+        self.is_known = known.into();
         if let Some((key, transport)) = whole {
             (self.key, self.transport) = (key, transport);
         }
@@ -178,7 +182,7 @@ pub trait Tables<A: AddressBytes> {
         evict_one(self, now)
     }
     /// Lends memory, with whatever was left in it. Must not be nested.
-    fn with_scratch(&self, with: impl FnOnce(&mut Scratch<A>) -> Reason) -> Reason;
+    fn with_scratch<R>(&self, with: impl FnOnce(&mut Scratch<A>) -> R) -> Option<R>;
     /// Looks up what becomes of a packet's fragments.
     fn fragment(&self, key: &FragmentKey<A>, value: &mut FragmentValue<A>) -> bool;
     /// Sets what becomes of a packet's fragments.

@@ -177,8 +177,8 @@ impl<F: Family> datapath::Tables<F::Address> for Simulation<'_, F> {
         with(&mut HeldFragment::default())
     }
 
-    fn with_scratch(&self, with: impl FnOnce(&mut Scratch<F::Address>) -> Reason) -> Reason {
-        with(&mut Scratch::new())
+    fn with_scratch<R>(&self, with: impl FnOnce(&mut Scratch<F::Address>) -> R) -> Option<R> {
+        Some(with(&mut self.scratch.borrow_mut()))
     }
 
     fn masquerade_address(&self, device: u32) -> Option<F::Address> {

@@ -10,7 +10,7 @@ use std::{
 
 use super::segment::{Endpoint, Segment, TestFamily, assert_checksums, endpoints};
 use crate::{
-    datapath::{Reason, Verdict, egress, ingress},
+    datapath::{Reason, Scratch, Verdict, egress, ingress},
     layout::{
         AffinityKey, AffinityValue, Backend, Counter, EGRESS, EndpointKey, Event, FlowKey, FlowValue, FragmentKey,
         FragmentValue, HeldFragment, HeldKey, INGRESS, Member, MemberKey, Opening, ServiceCounter, ServiceKey,
@@ -94,6 +94,7 @@ pub(super) struct World<F: TestFamily> {
     sockets: HashSet<FlowKey<F::Address>>,
     frontends: HashSet<F::Address>,
     backends: HashSet<F::Address>,
+    scratch: Cell<Scratch<F::Address>>,
     pub(super) flows: Flows<F::Address>,
     /// Halves that the previous generation of programs has
     pub(super) previous: RefCell<HashSet<FlowKey<F::Address>>>,
@@ -166,6 +167,7 @@ impl<F: TestFamily> World<F> {
             openings: RefCell::default(),
             capacity: Cell::new(usize::MAX),
             masquerade: None,
+            scratch: Cell::default(),
             now: Cell::new(100),
             nanoseconds: Cell::new(0),
             answers_full: Cell::new(0),

@@ -182,8 +182,12 @@ impl<F: TestFamily> Tables<F::Address> for World<F> {
         with(&mut HeldFragment::default())
     }
 
-    fn with_scratch(&self, with: impl FnOnce(&mut Scratch<F::Address>) -> Reason) -> Reason {
-        with(&mut Scratch::new())
+    fn with_scratch<R>(&self, with: impl FnOnce(&mut Scratch<F::Address>) -> R) -> Option<R> {
+        // Another CPU, which has its own, may do something meanwhile.
+        let mut scratch = self.scratch.get();
+        let result = with(&mut scratch);
+        self.scratch.set(scratch);
+        Some(result)
     }
 
     fn masquerade_address(&self, _device: u32) -> Option<F::Address> {
