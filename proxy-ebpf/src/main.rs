@@ -39,6 +39,8 @@ use crate::{
 
 /// Continue with the next program, or with the stack (`TCX_NEXT`, `TC_ACT_UNSPEC`): other owners' programs still run.
 const NEXT: i32 = -1;
+/// Stands for an action: what the slow path makes of the packet.
+const SLOW: i32 = i32::MIN + 1;
 /// Drop the packet (`TCX_DROP`, `TC_ACT_SHOT`).
 const DROP: i32 = 2;
 
@@ -130,30 +132,60 @@ fn egress_behind<const LINK: usize>(context: TcContext) -> i32 {
     }
 }
 
-/// Not inlined, so that the families do not add up on the stack.
-#[inline(never)]
+#[inline(always)]
 fn ingress_of<const LINK: usize, F: Family>(skb: *mut __sk_buff, family: F) -> i32
 where
     Maps<F>: Tables<F::Address>,
 {
-    action(
-        skb,
-        0,
-        datapath::ingress::<F, _, _, _>(&mut Skb::<LINK>::new(skb), &Maps(family), &Hook::<LINK>::new(skb)),
-    )
+    match ingress_fast::<LINK, F>(skb, family) {
+        SLOW => ingress_slow::<LINK, F>(skb, family),
+        action => action,
+    }
 }
 
-/// Not inlined, so that the families do not add up on the stack.
-#[inline(never)]
+#[inline(always)]
 fn egress_of<const LINK: usize, F: Family>(skb: *mut __sk_buff, family: F) -> i32
 where
     Maps<F>: Tables<F::Address>,
 {
-    action(
-        skb,
-        TO_STACK,
-        datapath::egress::<F, _, _, _>(&mut Skb::<LINK>::new(skb), &Maps(family), &Hook::<LINK>::new(skb)),
-    )
+    match egress_fast::<LINK, F>(skb, family) {
+        SLOW => egress_slow::<LINK, F>(skb, family),
+        action => action,
+    }
+}
+
+/// Defines the paths of both hooks. They are not inlined, so that neither they nor the families add up on the stack.
+macro_rules! paths {
+    ($($fast:ident, $slow:ident, $back:expr;)*) => {
+        $(
+            #[inline(never)]
+            fn $fast<const LINK: usize, F: Family>(skb: *mut __sk_buff, family: F) -> i32
+            where
+                Maps<F>: Tables<F::Address>,
+            {
+                let (mut packet, hook) = (Skb::<LINK>::new(skb), Hook::<LINK>::new(skb));
+                match datapath::$fast::<F, _, _, _>(&mut packet, &Maps(family), &hook) {
+                    Some(outcome) => action(skb, $back, outcome),
+                    None => SLOW,
+                }
+            }
+
+            #[inline(never)]
+            fn $slow<const LINK: usize, F: Family>(skb: *mut __sk_buff, family: F) -> i32
+            where
+                Maps<F>: Tables<F::Address>,
+            {
+                let (mut packet, hook) = (Skb::<LINK>::bare(skb), Hook::<LINK>::new(skb));
+                let outcome = datapath::$slow::<F, _, _, _>(&mut packet, &Maps(family), &hook);
+                action(skb, $back, outcome)
+            }
+        )*
+    };
+}
+
+paths! {
+    ingress_fast, ingress_slow, 0;
+    egress_fast, egress_slow, TO_STACK;
 }
 
 /// The protocol of a packet that is for the hook's device; 0 for others.

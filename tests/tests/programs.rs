@@ -34,7 +34,7 @@ const BUDGETS: [Budget; 13] = [
     egress("egress_l3"),
     Budget {
         program: test_run::FORWARD,
-        verified: 140_000,
+        verified: 115_000,
         translated: 90_000,
     },
     socket("connect4", 11_600, 11_400),
@@ -58,7 +58,7 @@ const fn socket(program: &'static str, verified: u32, translated: u32) -> Budget
 const fn ingress(program: &'static str) -> Budget {
     Budget {
         program,
-        verified: 130_000,
+        verified: 103_000,
         translated: 131_000,
     }
 }
@@ -66,7 +66,7 @@ const fn ingress(program: &'static str) -> Budget {
 const fn egress(program: &'static str) -> Budget {
     Budget {
         program,
-        verified: 115_000,
+        verified: 93_000,
         translated: 121_000,
     }
 }

@@ -30,15 +30,40 @@ pub fn ingress<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     tables: &T,
     environment: &E,
 ) -> Outcome {
-    counted::<F, P, T, E>(packet, tables, environment, INGRESS, |packet| {
-        enter::<F, P, T, E>(packet, tables, environment)
-            .unwrap_or_else(|| ingress_slow::<F, P, T, E>(packet, tables, environment))
-    })
+    ingress_fast::<F, P, T, E>(packet, tables, environment)
+        .unwrap_or_else(|| ingress_slow::<F, P, T, E>(packet, tables, environment))
 }
 
-/// The decision on a packet that enters, if it needs no more than a look; otherwise it is in the scratch memory. (A function of its own:
-/// what it needs is off the stack when more is done.)
-#[inline(never)]
+/// The fast path of [`ingress`]: most packets need no more than a look-up and the rewrite. `None` leaves the packet, which is in the
+/// scratch memory then, to [`ingress_slow`]. (The kernel gives each a function of its own, for what one needs on the stack is not there
+/// for the other.)
+#[inline(always)]
+pub fn ingress_fast<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+    packet: &mut P,
+    tables: &T,
+    environment: &E,
+) -> Option<Outcome> {
+    let length = packet.length();
+    let reason = enter::<F, P, T, E>(packet, tables, environment)?;
+    let outcome = settle::<F, P, T, E>(packet, tables, environment, (INGRESS, length), reason);
+    Some(outcome)
+}
+
+/// The slow path of [`ingress`], for the packet in the scratch memory: its flow is new, or due for upkeep; or it is a fragment.
+#[inline(always)]
+pub fn ingress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+    packet: &mut P,
+    tables: &T,
+    environment: &E,
+) -> Outcome {
+    let length = packet.length();
+    let reason = tables.with_scratch(|scratch| enter_slowly::<F, P, T, E>(packet, tables, environment, scratch));
+    let reason = reason.unwrap_or(Reason::RewriteFailed);
+    settle::<F, P, T, E>(packet, tables, environment, (INGRESS, length), reason)
+}
+
+/// The decision on a packet that enters, if it needs no more than a look; otherwise it is in the scratch memory.
+#[inline(always)]
 fn enter<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &mut P,
     tables: &T,
@@ -104,15 +129,40 @@ pub fn egress<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     tables: &T,
     environment: &E,
 ) -> Outcome {
-    counted::<F, P, T, E>(packet, tables, environment, EGRESS, |packet| {
-        let reason = leave::<F, P, T, E>(packet, tables, environment)
-            .unwrap_or_else(|| egress_slow::<F, P, T, E>(packet, tables, environment));
-        if matches!(reason, Reason::Unrelated | Reason::OtherProtocol) {
-            host_packet::<F, P, T, E>(packet, tables, environment, reason)
-        } else {
-            reason
-        }
-    })
+    egress_fast::<F, P, T, E>(packet, tables, environment)
+        .unwrap_or_else(|| egress_slow::<F, P, T, E>(packet, tables, environment))
+}
+
+/// The fast path of [`egress`], as [`ingress_fast`] is that of [`ingress`].
+#[inline(always)]
+pub fn egress_fast<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+    packet: &mut P,
+    tables: &T,
+    environment: &E,
+) -> Option<Outcome> {
+    let length = packet.length();
+    let mut reason = leave::<F, P, T, E>(packet, tables, environment)?;
+    if matches!(reason, Reason::Unrelated | Reason::OtherProtocol) {
+        reason = host_packet::<F, P, T, E>(packet, tables, environment, reason);
+    }
+    let outcome = settle::<F, P, T, E>(packet, tables, environment, (EGRESS, length), reason);
+    Some(outcome)
+}
+
+/// The slow path of [`egress`], for the packet in the scratch memory: its flow is due for upkeep; or it is a fragment.
+#[inline(always)]
+pub fn egress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+    packet: &mut P,
+    tables: &T,
+    environment: &E,
+) -> Outcome {
+    let length = packet.length();
+    let reason = tables.with_scratch(|scratch| leave_slowly::<F, P, T, E>(packet, tables, environment, scratch));
+    let mut reason = reason.unwrap_or(Reason::RewriteFailed);
+    if matches!(reason, Reason::Unrelated | Reason::OtherProtocol) {
+        reason = host_packet::<F, P, T, E>(packet, tables, environment, reason);
+    }
+    settle::<F, P, T, E>(packet, tables, environment, (EGRESS, length), reason)
 }
 
 /// A packet that leaves the node and is of no flow, by this reason: it may be one that a process of the node has sent to a
@@ -140,7 +190,7 @@ fn host_packet<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
 }
 
 /// The decision on a packet that leaves, as [`enter`] makes it.
-#[inline(never)]
+#[inline(always)]
 fn leave<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &mut P,
     tables: &T,
@@ -214,20 +264,9 @@ fn established<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     ))
 }
 
-/// Ingress of the packet in the scratch memory, whose flow is new, or due for upkeep; or of a fragment.
-#[inline(never)]
-fn ingress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
-    packet: &mut P,
-    tables: &T,
-    environment: &E,
-) -> Reason {
-    let reason = tables.with_scratch(|scratch| attend_ingress::<F, P, T, E>(packet, tables, environment, scratch));
-    reason.unwrap_or(Reason::RewriteFailed)
-}
-
-/// [`ingress_slow`] with what it works on.
+/// The decision on the packet in the scratch memory that enters.
 #[inline(always)]
-fn attend_ingress<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+fn enter_slowly<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &mut P,
     tables: &T,
     environment: &E,
@@ -279,20 +318,9 @@ pub(super) const fn reason_of<A>(value: &FlowValue<A>) -> Reason {
     }
 }
 
-/// Egress of the packet in the scratch memory, whose flow is due for upkeep; or of a fragment.
-#[inline(never)]
-fn egress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
-    packet: &mut P,
-    tables: &T,
-    environment: &E,
-) -> Reason {
-    let reason = tables.with_scratch(|scratch| attend_egress::<F, P, T, E>(packet, tables, environment, scratch));
-    reason.unwrap_or(Reason::RewriteFailed)
-}
-
-/// [`egress_slow`] with what it works on.
+/// The decision on the packet in the scratch memory that leaves.
 #[inline(always)]
-fn attend_egress<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+fn leave_slowly<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &mut P,
     tables: &T,
     environment: &E,
@@ -393,18 +421,16 @@ fn count_endpoint<A: AddressBytes, T: Tables<A>>(tables: &T, key: &FlowKey<A>, c
     }
 }
 
-/// Decides on a packet, does what there is to do about one that is refused, and counts it by the reason, unless it is none of
-/// ours.
+/// Does what there is to do about a packet that is refused, and counts it by the reason, with the length that it had, unless it is none
+/// of ours.
 #[inline(always)]
-fn counted<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
+fn settle<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &mut P,
     tables: &T,
     environment: &E,
-    direction: u8,
-    decide: impl FnOnce(&mut P) -> Reason,
+    (direction, length): (u8, u32),
+    mut reason: Reason,
 ) -> Outcome {
-    let length = packet.length();
-    let mut reason = decide(packet);
     if matches!(reason.verdict(), Verdict::Reject | Verdict::Drop) {
         reason = environment.refuse::<F, P, T>(packet, tables, direction, reason);
     }

@@ -28,7 +28,7 @@ mod translate;
 mod upkeep;
 mod verdict;
 
-pub use edge::{egress, ingress};
+pub use edge::{egress, egress_fast, egress_slow, ingress, ingress_fast, ingress_slow};
 pub use eviction::{Look, Victim, evict_one, look_at_oldest, make_room};
 pub use first::choose;
 pub use forward::{Crossing, Forwarding, Hop, Routes, forward};

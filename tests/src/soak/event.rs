@@ -130,8 +130,9 @@ impl Event {
     }
 }
 
-/// Sizes of the flow tables, in entries: a flow takes two, a masqueraded one four. A flood takes most of the smaller one; what
-/// becomes of one that it fills many times over is the scenarios' (`flood`): datagrams may then be given up before their answer.
+/// Sizes of the flow tables, in entries: a flow takes two, a masqueraded one four. A flood that is masqueraded is larger than the smaller
+/// one and displaces part of itself, and the rest is there when the next comes; what becomes of a table that is filled many times over is
+/// the scenarios' (`flood`): datagrams may then be given up before their answer.
 const FLOW_ENTRIES: [u32; 2] = [131_072, 262_144];
 const SIZE_FLAG: &str = "--flow-table-size=";
 /// Packets of a flood.
