@@ -40,8 +40,8 @@ macro_rules! eviction {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $make_room(now: u32, flows: u32) -> u32 {
-            datapath::make_room(&Maps($family), now, flows).into()
+        pub extern "C" fn $make_room(now: u32) -> u32 {
+            datapath::make_room(&Maps($family), now).into()
         }
     };
 }
@@ -55,7 +55,6 @@ pub fn look(returned: u32) -> Look {
     match returned {
         0 => Look::None,
         1 => Look::Passed,
-        2 => Look::Evicted,
-        _ => Look::Kept,
+        _ => Look::Evicted,
     }
 }

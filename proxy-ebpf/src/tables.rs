@@ -234,18 +234,41 @@ macro_rules! tables {
                 let Some(ends) = maps::$opening_ends.get_ptr_mut(0) else {
                     return false;
                 };
-                // SAFETY: the map's memory outlives the program; both numbers are read whole.
-                let Some(number) = (unsafe { ends.read_volatile() }).oldest(u64::from(mask) + 1) else {
+                // SAFETY: the map's memory outlives the program; each number is read whole.
+                let mut now = unsafe { ends.read_volatile() };
+                let begun = now.begun;
+                let Some(number) = now.take(u64::from(mask) + 1) else {
                     return false;
                 };
                 // SAFETY: as above.
-                unsafe { (&raw mut (*ends).tail).write_volatile(number + 1) };
+                unsafe { (&raw mut (*ends).tail).write_volatile(now.tail) };
+                if now.begun != begun {
+                    // SAFETY: as above.
+                    unsafe { (&raw mut (*ends).begun).write_volatile(now.begun) };
+                }
                 let Some(slot) = maps::$openings.get_ptr(number as u32 & mask) else {
                     return false;
                 };
                 // SAFETY: as above; any bit pattern is an opening.
                 unsafe { slot.copy_to_nonoverlapping(opening, 1) };
                 true
+            }
+
+            #[inline(always)]
+            fn note_eviction(&self) {
+                if let Some(ends) = maps::$opening_ends.get_ptr_mut(0) {
+                    // SAFETY: as in `pop_opening`.
+                    unsafe { (&raw mut (*ends).begun).write_volatile((*ends).tail) };
+                }
+            }
+
+            #[inline(always)]
+            fn is_in_vain(&self) -> bool {
+                let ends = maps::$opening_ends.get_ptr(0);
+                // SAFETY: as in `pop_opening`.
+                ends.is_some_and(|ends| {
+                    unsafe { ends.read_volatile() }.is_in_vain(u64::from(settings::$openings_mask()) + 1)
+                })
             }
 
             #[inline(always)]
@@ -259,8 +282,8 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn make_room(&self, now: u32, flows: u32) -> bool {
-                eviction::$make_room(now, flows) != 0
+            fn make_room(&self, now: u32) -> bool {
+                eviction::$make_room(now) != 0
             }
 
             #[inline(always)]

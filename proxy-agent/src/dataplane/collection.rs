@@ -270,7 +270,10 @@ mod tests {
         let memory = Memory::default();
         let mut collection = start(&memory);
         let opened = |head| {
-            let ends = OpeningEnds { head, tail: 0 };
+            let ends = OpeningEnds {
+                head,
+                ..OpeningEnds::default()
+            };
             memory.v4.opening_ends.clone().insert(&0, &ends).expect("room");
         };
         let room = u64::from(memory.v4.flows.max_entries());

@@ -19,8 +19,8 @@ use proxy_common::{
     },
     layout::{
         AddressBytes, AffinityKey, AffinityValue, Counter, EndpointKey, Event, FlowKey, FlowValue, FragmentKey,
-        FragmentValue, HeldFragment, HeldKey, Opening, RefusalKey, ServiceCounter, SocketKey, SocketValue, Timeouts,
-        filter_bit,
+        FragmentValue, HeldFragment, HeldKey, Opening, OpeningEnds, RefusalKey, ServiceCounter, SocketKey, SocketValue,
+        Timeouts, filter_bit,
     },
     packet::{BufferPacket, Family},
 };
@@ -60,8 +60,8 @@ pub struct Simulation<'a, F: Family> {
     changes: Changes<F::Address>,
     /// Flows that packets opened, the oldest first
     opened: RefCell<Vec<Opening<F::Address>>>,
-    /// Number of the oldest opening that no packet has looked at
-    unseen: Cell<u64>,
+    /// Where packets have left the ring of openings
+    looked: Cell<OpeningEnds>,
     affinities: RefCell<Affinities<F::Address>>,
     sockets: RefCell<SocketChanges<F::Address>>,
     fragments: RefCell<FragmentChanges<F::Address>>,
@@ -131,7 +131,7 @@ impl<'a, F: Family> Simulation<'a, F> {
             tables,
             changes: Rc::default(),
             opened: RefCell::default(),
-            unseen: Cell::default(),
+            looked: Cell::default(),
             affinities: RefCell::default(),
             sockets: RefCell::default(),
             fragments: RefCell::default(),
@@ -285,6 +285,19 @@ impl<'a, F: Family> Simulation<'a, F> {
     fn flow_value(&self, key: &FlowKey<F::Address>) -> Option<FlowValue<F::Address>> {
         let changed = self.changes.borrow().get(key).copied();
         changed.unwrap_or_else(|| self.get(&self.family.flows, key))
+    }
+
+    /// Where the ring of openings begins and ends now.
+    fn opening_ends(&self) -> OpeningEnds {
+        let (ends, looked) = (
+            self.get(&self.family.opening_ends, &0).unwrap_or_default(),
+            self.looked.get(),
+        );
+        OpeningEnds {
+            head: ends.head + self.opened.borrow().len() as u64,
+            tail: ends.tail.max(looked.tail),
+            begun: ends.begun.max(looked.begun),
+        }
     }
 
     /// Whether the flow table has no room for another entry.

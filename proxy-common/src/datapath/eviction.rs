@@ -5,11 +5,13 @@
 use super::{FlowHandle as _, Reason, Tables, flow};
 use crate::layout::{AddressBytes, FlowKey, FlowValue, Opening, flow_flags};
 
-/// How many openings of flows that are there are looked at for some to give up.
-const LIVING: u32 = 128;
-/// How many of flows that have ended are passed before each. Most of those before a flood have: it must not take more new flows to
-/// pass them than a client sends first packets. Each is passed once, so all in all this is no more work than opening flows was.
-const LOOKS: u32 = 1024;
+/// How many openings are looked at in one go. A packet looks at no more when the ring has been gone round in vain: a table full of
+/// established flows must not cost every packet of a flood a walk through all of them.
+const LOOKS: u32 = 256;
+/// How many times that is done for a packet at the most. Before a flood most openings are of flows that have ended, or of established ones,
+/// and in it many flows were under way when a tick began: it must not take more new flows to pass such a row than a client sends
+/// first packets. A row is passed once in a turn of the ring, so all in all this is no more work than opening flows was.
+const ROUNDS: u32 = 256;
 
 /// What eviction works on: there is too little stack for it in the kernel.
 #[repr(C)]
@@ -37,37 +39,37 @@ pub struct Victim<A> {
 pub enum Look {
     /// There is none that nobody has looked at
     None = 0,
-    /// There is no such flow any more
+    /// There is no such flow any more, or it is to stay, and is looked at again when all others have been
     Passed = 1,
     /// It was given up
     Evicted = 2,
-    /// It is to stay, and is looked at again when all others have been
-    Kept = 3,
 }
 
-/// The most flows that are given up at once: a masqueraded one needs as many entries as two others may have.
-const MOST: u32 = 2;
-
-/// Gives up so many `flows`, [`MOST`] at most, or as many as there are among the oldest openings that are expendable
-/// ([`flow::State::is_expendable`]); `now` in ticks: whether there is room now.
+/// Gives up the first of the oldest openings' flows that is expendable ([`flow::State::is_expendable`]); `now` in ticks: whether there
+/// was one.
 #[inline(always)]
-pub fn make_room<A: AddressBytes, T: Tables<A>>(tables: &T, now: u32, flows: u32) -> bool {
-    let mut evicted = 0;
-    for _ in 0..LIVING {
-        match tables.evict_one(now) {
-            Look::None => break,
-            Look::Kept | Look::Passed => {}
-            Look::Evicted => evicted += 1,
-        }
-        // The second is for the verifier, which doesn't know how many are wanted.
-        if evicted == flows || evicted == MOST {
-            break;
+pub fn make_room<A: AddressBytes, T: Tables<A>>(tables: &T, now: u32) -> bool {
+    for _ in 0..ROUNDS {
+        let look = tables.evict_one(now);
+        if look != Look::Passed {
+            return look == Look::Evicted;
         }
     }
-    evicted > 0
+    false
 }
 
-/// Passes the openings of flows that have ended, and looks at the first that has not: it is given up if it is expendable.
+/// [`make_room`] for a masqueraded flow: it takes four entries, and another may give two. Whether there is room now.
+#[inline(always)]
+pub(super) fn make_room_for_masquerade<A: AddressBytes, T: Tables<A>>(tables: &T, now: u32) -> bool {
+    let made = tables.make_room(now);
+    if made {
+        // One may have been enough.
+        tables.make_room(now);
+    }
+    made
+}
+
+/// Looks at the oldest openings, [`LOOKS`] at most, until a flow is given up. There is none if all of the ring were passed since one was.
 #[inline(always)]
 pub fn evict_one<A: AddressBytes, T: Tables<A>>(tables: &T, now: u32) -> Look {
     for _ in 0..LOOKS {
@@ -76,7 +78,7 @@ pub fn evict_one<A: AddressBytes, T: Tables<A>>(tables: &T, now: u32) -> Look {
             return look;
         }
     }
-    Look::Passed
+    if tables.is_in_vain() { Look::None } else { Look::Passed }
 }
 
 /// Looks at the oldest opening, and gives its flow up if it is expendable; `now` in ticks. One that was used since, and lately, or was
@@ -98,9 +100,10 @@ pub fn look_at_oldest<A: AddressBytes, T: Tables<A>>(tables: &T, victim: &mut Vi
     if !is_expendable(tables, victim, now) {
         victim.opening = Opening::new(&victim.key, victim.value.last_seen);
         tables.push_opening(&victim.opening);
-        return Look::Kept;
+        return Look::Passed;
     }
     evict(tables, victim);
+    tables.note_eviction();
     tables.count(Reason::FlowEvicted, 0);
     Look::Evicted
 }

@@ -1,7 +1,7 @@
 //! The first packet of a flow: choosing an endpoint and writing the flow's entries.
 
 use super::{
-    Environment, InsertMode, Reason, Scratch, Tables, flow, frontend, masquerade,
+    Environment, InsertMode, Reason, Scratch, Tables, eviction, flow, frontend, masquerade,
     reserve::reserve_twin,
     select::{self, Choice},
 };
@@ -72,13 +72,15 @@ pub(super) fn open_again<A: AddressBytes, T: Tables<A>, E: Environment>(
     scratch: &mut Scratch<A>,
     reason: Reason,
 ) -> Result<(), Reason> {
-    // A masqueraded flow takes four entries, and an old one may give two.
-    let flows = if scratch.value.flags & flow_flags::MASQUERADED != 0 {
-        2
+    if reason != Reason::FlowTableFull {
+        return Err(reason);
+    }
+    let made = if scratch.value.flags & flow_flags::MASQUERADED != 0 {
+        eviction::make_room_for_masquerade(tables, environment.now())
     } else {
-        1
+        tables.make_room(environment.now())
     };
-    if reason == Reason::FlowTableFull && tables.make_room(environment.now(), flows) {
+    if made {
         open(tables, environment, scratch)
     } else {
         Err(reason)

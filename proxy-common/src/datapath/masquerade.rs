@@ -3,7 +3,7 @@
 //! The first packet's ingress asks for it with an unresolved entry, because only the egress hook knows the device, and
 //! with it the address.
 
-use super::{Environment, InsertError, InsertMode, Reason, Scratch, Tables, flow, reserve::reserve_twin};
+use super::{Environment, InsertError, InsertMode, Reason, Scratch, Tables, eviction, flow, reserve::reserve_twin};
 use crate::{
     layout::{AddressBytes, FlowKey, FlowValue, flow_flags},
     packet::Family,
@@ -77,7 +77,7 @@ pub(super) fn resolve<F: Family, T: Tables<F::Address>, E: Environment>(
     for _ in 0..ATTEMPTS {
         // The flow may itself be what was given up.
         if reserved != Err(Reason::FlowTableFull)
-            || !tables.make_room(environment.now(), 2)
+            || !eviction::make_room_for_masquerade(tables, environment.now())
             || tables.flow(&scratch.key).is_none()
         {
             break;

@@ -156,6 +156,10 @@ pub trait Tables<A: AddressBytes> {
     fn push_opening(&self, opening: &Opening<A>);
     /// Takes the oldest opening that nobody has looked at yet, if it is still known; whether there was one.
     fn pop_opening(&self, opening: &mut Opening<A>) -> bool;
+    /// Notes that one of those taken was of a flow that is given up.
+    fn note_eviction(&self);
+    /// Whether as many as the ring has were taken since then.
+    fn is_in_vain(&self) -> bool;
     /// [`super::look_at_oldest`]. The kernel has this, [`Self::evict_one`] and [`Self::make_room`] behind calls of functions of their own, so that the
     /// verifier goes through them once and not with every insert.
     #[inline(always)]
@@ -167,11 +171,11 @@ pub trait Tables<A: AddressBytes> {
     }
     /// [`super::make_room`].
     #[inline(always)]
-    fn make_room(&self, now: u32, flows: u32) -> bool
+    fn make_room(&self, now: u32) -> bool
     where
         Self: Sized,
     {
-        make_room(self, now, flows)
+        make_room(self, now)
     }
     /// [`super::evict_one`].
     #[inline(always)]

@@ -40,7 +40,7 @@ pub use socket::{SocketKey, SocketSettings, SocketValue, TO_BACKEND, TO_FRONTEND
 pub use source::{LOCAL_PODS, Source, SourceKey};
 
 /// Version of all layouts together; part of the pin directory's name.
-pub const VERSION: u32 = if cfg!(feature = "other-layout") { 1004 } else { 4 };
+pub const VERSION: u32 = if cfg!(feature = "other-layout") { 1005 } else { 5 };
 
 /// Bytes that the feature `other-layout` adds to some types: a build with it stands for one of another version, by which tests
 /// see how one takes over from the other.

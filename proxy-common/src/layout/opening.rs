@@ -63,7 +63,7 @@ const fn lower_half(tick: u32) -> u16 {
     tick as u16
 }
 
-/// Where the ring of openings begins and ends: one entry each of `opening_ends_v4` and `opening_ends_v6`. Both numbers only
+/// Where the ring of openings begins and ends: one entry each of `opening_ends_v4` and `opening_ends_v6`. The numbers only
 /// grow; a number modulo the number of slots is its slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -72,15 +72,31 @@ pub struct OpeningEnds {
     pub head: u64,
     /// Number of the oldest that nobody has looked at
     pub tail: u64,
+    /// Where the search for flows to give up has begun: what `tail` was when one was found last
+    pub begun: u64,
 }
 
 impl OpeningEnds {
-    /// The number of the oldest opening that nobody has looked at and that is still in one of the slots.
+    /// Takes the number of the oldest opening that nobody has looked at and that is still in one of the slots.
     #[inline(always)]
-    pub const fn oldest(&self, slots: u64) -> Option<u64> {
+    pub const fn take(&mut self, slots: u64) -> Option<u64> {
         let in_slots = self.head.saturating_sub(slots);
-        let oldest = if self.tail > in_slots { self.tail } else { in_slots };
-        if oldest < self.head { Some(oldest) } else { None }
+        if self.tail < in_slots {
+            // Those between were never looked at.
+            self.tail = in_slots;
+            self.begun = in_slots;
+        }
+        if self.tail >= self.head {
+            return None;
+        }
+        self.tail += 1;
+        Some(self.tail - 1)
+    }
+
+    /// Whether the whole ring has been gone round without finding a flow to give up.
+    #[inline(always)]
+    pub const fn is_in_vain(&self, slots: u64) -> bool {
+        self.tail.saturating_sub(self.begun) >= slots
     }
 }
 
@@ -101,7 +117,7 @@ pub const fn usable_slots(slots: u32) -> u32 {
 plain! {
     Opening<[u8; 4]> = 16;
     Opening<[u8; 16]> = 40;
-    OpeningEnds = 16;
+    OpeningEnds = 24;
 }
 
 #[cfg(test)]
@@ -110,12 +126,30 @@ mod tests {
 
     #[test]
     fn the_ring_holds_the_last_openings() {
-        let oldest = |head, tail| OpeningEnds { head, tail }.oldest(4);
-        assert_eq!(oldest(0, 0), None);
-        assert_eq!(oldest(3, 0), Some(0));
-        assert_eq!(oldest(3, 3), None);
-        assert_eq!(oldest(9, 2), Some(5), "older ones are written over");
-        assert_eq!(oldest(9, 7), Some(7));
+        let take = |head, tail| OpeningEnds { head, tail, begun: 0 }.take(4);
+        assert_eq!(take(0, 0), None);
+        assert_eq!(take(3, 0), Some(0));
+        assert_eq!(take(3, 3), None);
+        assert_eq!(take(9, 2), Some(5), "older ones are written over");
+        assert_eq!(take(9, 7), Some(7));
+    }
+
+    #[test]
+    fn a_search_is_in_vain_when_the_ring_has_been_gone_round() {
+        let mut ends = OpeningEnds {
+            head: 9,
+            tail: 2,
+            begun: 0,
+        };
+        for number in 5..9 {
+            assert!(!ends.is_in_vain(4), "before {number}");
+            assert_eq!(ends.take(4), Some(number));
+            // It is to stay.
+            ends.head += 1;
+        }
+        assert!(ends.is_in_vain(4));
+        ends.begun = ends.tail;
+        assert!(!ends.is_in_vain(4));
     }
 
     #[test]

@@ -60,7 +60,7 @@ where
     }
     let held = OpeningEnds {
         head: number.into(),
-        tail: 0,
+        ..OpeningEnds::default()
     };
     BytesMap::open(&own.map(ends.name))
         .and_then(|map| map.set(&0_u32.to_ne_bytes(), &raw::to_bytes(&held), Update::Any))

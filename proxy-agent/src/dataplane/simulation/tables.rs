@@ -110,24 +110,35 @@ impl<F: Family> datapath::Tables<F::Address> for Simulation<'_, F> {
     }
 
     fn pop_opening(&self, opening: &mut Opening<F::Address>) -> bool {
-        let ends = self.get(&self.family.opening_ends, &0).unwrap_or_default();
         let opened = self.opened.borrow();
         let slots = u64::from(usable_slots(self.family.openings.max_entries()));
-        let now = OpeningEnds {
-            head: ends.head + opened.len() as u64,
-            tail: ends.tail.max(self.unseen.get()),
-        };
-        let Some(number) = now.oldest(slots) else {
+        let mut ends = self.opening_ends();
+        let number = ends.take(slots);
+        self.looked.set(ends);
+        let Some(number) = number else {
             return false;
         };
-        self.unseen.set(number + 1);
-        let found = match number.checked_sub(ends.head) {
+        let first = ends.head - opened.len() as u64;
+        let found = match number.checked_sub(first) {
             Some(index) => usize::try_from(index).ok().and_then(|index| opened.get(index).copied()),
             None => u32::try_from(number % slots)
                 .ok()
                 .and_then(|slot| self.get(&self.family.openings, &slot)),
         };
         found.inspect(|found| *opening = *found).is_some()
+    }
+
+    fn note_eviction(&self) {
+        let ends = self.opening_ends();
+        self.looked.set(OpeningEnds {
+            begun: ends.tail,
+            ..ends
+        });
+    }
+
+    fn is_in_vain(&self) -> bool {
+        let slots = usable_slots(self.family.openings.max_entries());
+        self.opening_ends().is_in_vain(slots.into())
     }
 
     fn fragment(&self, key: &FragmentKey<F::Address>, value: &mut FragmentValue<F::Address>) -> bool {

@@ -21,6 +21,8 @@ fn world<F: TestFamily>(capacity: usize) -> World<F> {
     let mut world = World::with_service();
     world.masquerade_with(NODE);
     world.capacity.set(capacity);
+    // The ring holds openings of flows that have ended, too.
+    world.opening_slots.set(capacity.max(1000));
     world
 }
 
@@ -106,16 +108,38 @@ both_families! {
         assert!(theirs.keys().all(|key| world.entry(key).is_none()));
     }
 
-    /// Connections that were opened one after the other stand so in the row of openings: they are passed with one packet.
-    fn many_established_flows_in_a_row_cost_no_new_one<F>() {
-        let world = world::<F>(2 * 101);
-        for port in 1..=100 {
+    /// Connections that were opened one after the other stand so in the row of openings, and so do packets of a flood that were under
+    /// way when a tick began: they are passed with one packet.
+    fn many_flows_that_stay_in_a_row_cost_no_new_one<F>() {
+        let world = world::<F>(2 * 10_001);
+        for port in 1..=10_000 {
             establish(&world, port);
         }
-        for port in 1001..1020 {
+        for port in 11_001..11_020 {
             assert_eq!(open(&world, UDP, port), Reason::NewFlow);
         }
-        assert_eq!((world.entries(), evicted(&world)), (2 * 101, 18));
+        assert_eq!((world.entries(), evicted(&world)), (2 * 10_001, 18));
+    }
+
+    /// Once none was found in the whole ring, a packet looks at a part of it only.
+    fn a_table_full_of_established_flows_is_not_searched_with_every_packet<F>() {
+        let world = world::<F>(2 * 1000);
+        for port in 1..=1000 {
+            establish(&world, port);
+        }
+        assert_eq!(open(&world, UDP, 1001), Reason::FlowTableFull);
+        let looks = world.looks.get();
+        assert!((2000..3000).contains(&looks), "{looks} looks");
+        for number in 1..=10 {
+            assert_eq!(open(&world, UDP, 1001), Reason::FlowTableFull);
+            // There are two attempts.
+            assert_eq!(world.looks.get(), looks + 2 * 256 * number);
+        }
+        // One that ends meanwhile is found nevertheless.
+        world.enter(&Segment::later(TCP, (CLIENT, 500), VIP).flags(tcp_flags::RST));
+        let attempts = (1..=4).take_while(|_| open(&world, UDP, 1001) != Reason::NewFlow);
+        assert!(attempts.count() < 4);
+        assert_eq!((world.entries(), evicted(&world)), (2 * 1000, 1));
     }
 
     fn new_connections_are_made_in_a_flood<F>() {

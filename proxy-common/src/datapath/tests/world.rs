@@ -100,6 +100,10 @@ pub(super) struct World<F: TestFamily> {
     pub(super) previous: RefCell<HashSet<FlowKey<F::Address>>>,
     /// Flows opened, the oldest first
     pub(super) openings: RefCell<VecDeque<Opening<F::Address>>>,
+    /// How many there would be room for in the kernel
+    pub(super) opening_slots: Cell<usize>,
+    /// How many of them were taken since a flow was given up
+    pub(super) looks: Cell<usize>,
     /// Room in the flow table
     pub(super) capacity: Cell<usize>,
     pub(super) masquerade: Option<u128>,
@@ -165,6 +169,8 @@ impl<F: TestFamily> World<F> {
             backends: HashSet::new(),
             flows: Flows::default(),
             openings: RefCell::default(),
+            opening_slots: Cell::new(usize::MAX),
+            looks: Cell::new(0),
             capacity: Cell::new(usize::MAX),
             masquerade: None,
             scratch: Cell::default(),

@@ -125,7 +125,16 @@ impl<F: TestFamily> Tables<F::Address> for World<F> {
 
     fn pop_opening(&self, opening: &mut Opening<F::Address>) -> bool {
         let oldest = self.openings.borrow_mut().pop_front();
+        self.looks.set(self.looks.get() + 1);
         oldest.inspect(|oldest| *opening = *oldest).is_some()
+    }
+
+    fn note_eviction(&self) {
+        self.looks.set(0);
+    }
+
+    fn is_in_vain(&self) -> bool {
+        self.looks.get() >= self.opening_slots.get()
     }
 
     fn fragment(&self, key: &FragmentKey<F::Address>, value: &mut FragmentValue<F::Address>) -> bool {
