@@ -185,12 +185,18 @@ impl State {
 /// so does what comes after a connection's end.
 const YOUNG: u32 = 2;
 
+/// For how many ticks a flow has been without packets, by a half and its twin; `now` in ticks.
+#[inline(always)]
+fn silence<A>(half: &FlowValue<A>, twin: Option<&FlowValue<A>>, now: u32) -> u32 {
+    let last_seen = twin.map_or(half.last_seen, |twin| half.last_seen.max(twin.last_seen));
+    // Another CPU may already have written a later tick.
+    now.saturating_sub(last_seen)
+}
+
 /// Whether packets of a flow may be under way, by a half and its twin; `now` in ticks.
 #[inline(always)]
 pub fn is_young<A>(half: &FlowValue<A>, twin: Option<&FlowValue<A>>, now: u32) -> bool {
-    let last_seen = twin.map_or(half.last_seen, |twin| half.last_seen.max(twin.last_seen));
-    // Another CPU may already have written a later tick.
-    now.saturating_sub(last_seen) < YOUNG
+    silence(half, twin, now) < YOUNG
 }
 
 /// Whether a flow has been without packets for longer than its state allows; `now` in ticks.
@@ -202,9 +208,7 @@ pub fn is_expired<A: AddressBytes>(
     now: u32,
     timeouts: &Timeouts,
 ) -> bool {
-    let last_seen = twin.map_or(half.last_seen, |twin| half.last_seen.max(twin.last_seen));
-    // Another CPU may already have written a later tick.
-    now.saturating_sub(last_seen) > State::of(protocol, half, twin).timeout(protocol, timeouts)
+    silence(half, twin, now) > State::of(protocol, half, twin).timeout(protocol, timeouts)
 }
 
 /// Whether a flow is over: too long without packets, or closed and its place is `wanted` by another.
