@@ -19,6 +19,7 @@ mod status;
 mod top;
 mod trace;
 mod verify;
+mod watching;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};

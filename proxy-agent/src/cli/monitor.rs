@@ -4,7 +4,6 @@ use std::{
     io::{self, IsTerminal as _},
     net::SocketAddr,
     os::fd::AsFd as _,
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -22,10 +21,10 @@ use ratatui::crossterm::style::{Color, Stylize as _};
 use super::{
     filter::FilterArgs,
     listing::{or_dash, print_line},
+    watching::Watching,
 };
 use crate::dataplane::{
-    self,
-    inspect::{EventRow, EventWords, Happening, Place},
+    inspect::{EventRow, Happening, Place},
     kernel,
     pin::{DEFAULT_PIN_DIRECTORY, PinDirectory},
     watch::{self, RING_BYTES, Watch},
@@ -74,9 +73,6 @@ enum Lines {
     Json,
 }
 
-/// How often it says that it still watches.
-const RENEWAL: Duration = Duration::from_secs(1);
-
 /// The reason of that name, however it is written: `NoEndpoints`, `no-endpoints`.
 fn reason(name: &str) -> Result<Reason, String> {
     let plain = |name: &str| name.replace(['-', '_'], "").to_lowercase();
@@ -89,48 +85,38 @@ fn reason(name: &str) -> Result<Reason, String> {
 
 impl MonitorArgs {
     pub(super) fn run(self) -> Result<()> {
-        let mut tables = kernel::open(&self.pin_dir)?;
+        let tables = kernel::open(&self.pin_dir)?;
         let mut ends = SigSet::empty();
         ends.add(Signal::SIGINT);
         ends.add(Signal::SIGTERM);
         // Before the first event: a place among those who watch is to be given back.
         ends.thread_block().context("cannot block signals")?;
         let ended = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC).context("cannot wait for signals")?;
-        let mut watch = Watch::open(&self.pin_dir, watch::bits(self.reasons()), self.buffer)?;
-        let mut words = EventWords::read(&tables, dataplane::now())?;
+        let watch = Watch::open(&self.pin_dir, watch::bits(self.reasons()), self.buffer)?;
+        let mut watching = Watching::new(watch, tables)?;
         let printer = Printer::new(self.output);
         eprintln!("watching; Ctrl-C ends it");
-        let (mut left, mut renewed) = (self.count.unwrap_or(u64::MAX), Instant::now());
+        let mut left = self.count.unwrap_or(u64::MAX);
         while left > 0 {
-            let patience = RENEWAL.saturating_sub(renewed.elapsed());
             let mut sources = [
-                PollFd::new(watch.as_fd(), PollFlags::POLLIN),
+                PollFd::new(watching.as_fd(), PollFlags::POLLIN),
                 PollFd::new(ended.as_fd(), PollFlags::POLLIN),
             ];
-            let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO);
+            let timeout = PollTimeout::try_from(watching.due_in()).unwrap_or(PollTimeout::ZERO);
             poll(&mut sources, timeout).context("cannot wait for events")?;
             if sources[1].any().unwrap_or(false) {
                 break;
             }
-            while let Some(event) = watch.next_event().filter(|_| left > 0) {
-                if !words.know(&event) {
-                    words = EventWords::read(&tables, dataplane::now())?;
-                }
-                if let Some(row) = words.tell(&event).filter(|row| self.wants(row)) {
+            while let Some(row) = watching.next_row()?.filter(|_| left > 0) {
+                if self.wants(&row) {
                     left -= 1;
                     if !printer.event(&row)? {
                         return Ok(());
                     }
                 }
             }
-            if renewed.elapsed() >= RENEWAL {
-                renewed = Instant::now();
-                if let Some(moved) = watch.renew()? {
-                    tables = moved;
-                    words = EventWords::read(&tables, dataplane::now())?;
-                }
-            }
-            let lost = watch.take_lost()?;
+            watching.renew_when_due()?;
+            let lost = watching.take_lost()?;
             if !printer.lost(lost)? {
                 return Ok(());
             }

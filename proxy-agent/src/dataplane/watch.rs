@@ -54,14 +54,18 @@ pub struct Watch {
     lost: u64,
     /// Since when tables are not pinned
     missing: Option<Instant>,
+    renewed: Instant,
 }
+
+/// How often somebody who watches says so.
+const RENEWAL: Duration = Duration::from_secs(1);
 
 /// How long tables may be missing: the agent moves their pins in less.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Watch {
-    /// Begins to watch for what has these reasons ([`bits`]), with a ring of at least so many bytes. It is to be renewed every
-    /// second.
+    /// Begins to watch for what has these reasons ([`bits`]), with a ring of at least so many bytes. It is to be renewed when that is
+    /// due.
     ///
     /// # Errors
     /// If nothing is pinned there, all places are taken, or the kernel refuses the ring.
@@ -79,9 +83,27 @@ impl Watch {
             ring: BytesMap::new(ring)?,
             lost: 0,
             missing: None,
+            renewed: Instant::now(),
         };
         watch.renew()?;
         Ok(watch)
+    }
+
+    /// How long until [`Self::renew_when_due`] has something to do.
+    pub fn due_in(&self) -> Duration {
+        RENEWAL.saturating_sub(self.renewed.elapsed())
+    }
+
+    /// [`Self::renew`], once a second.
+    ///
+    /// # Errors
+    /// As it has.
+    pub fn renew_when_due(&mut self) -> Result<Option<Tables>> {
+        if self.due_in().is_zero() {
+            self.renew()
+        } else {
+            Ok(None)
+        }
     }
 
     /// Says that it still watches. Who was stopped for so long that somebody else has the place by now gets another one. Gives all
@@ -91,6 +113,7 @@ impl Watch {
     /// # Errors
     /// If the kernel refuses, there is no place, or nothing is pinned any more for longer than that takes.
     pub fn renew(&mut self) -> Result<Option<Tables>> {
+        self.renewed = Instant::now();
         let moved = match self.moved() {
             Ok(moved) => {
                 self.missing = None;

@@ -1,7 +1,5 @@
 //! Looks at the tables, and listens to what the datapath tells of new flows and their answers in between.
 
-use std::time::{Duration, Instant};
-
 use anyhow::Result;
 use proxy_common::{
     datapath::{Reason, Verdict},
@@ -15,15 +13,11 @@ use crate::dataplane::{
     watch::{self, RING_BYTES, Watch},
 };
 
-/// How often to say that somebody still listens.
-const RENEWAL: Duration = Duration::from_secs(1);
-
 /// Where samples come from.
 pub(super) struct Sampler {
     pin: PinDirectory,
     /// `None` if there is no place for another one who watches
     watch: Option<Watch>,
-    renewed: Instant,
     setups: Setups,
 }
 
@@ -40,7 +34,6 @@ impl Sampler {
             watch: Watch::open(pin, flows, RING_BYTES)
                 .inspect_err(|error| tracing::warn!("how long connections take to be set up is not known: {error:#}"))
                 .ok(),
-            renewed: Instant::now(),
             setups: Setups::default(),
         })
     }
@@ -56,12 +49,9 @@ impl Sampler {
         while let Some(event) = watch.next_event() {
             self.setups.take_in(&event);
         }
-        if self.renewed.elapsed() >= RENEWAL {
-            self.renewed = Instant::now();
-            if watch.renew()?.is_some() {
-                // Other tables may have other ids.
-                self.setups = Setups::default();
-            }
+        if watch.renew_when_due()?.is_some() {
+            // Other tables may have other ids.
+            self.setups = Setups::default();
         }
         Ok(())
     }

@@ -13,12 +13,14 @@ use super::{
     origin::Origin,
     packet::{End, FirstPacket},
 };
-use crate::dataplane::{
-    self,
-    inspect::{EventRow, EventWords, Place},
-    kernel,
-    pin::PinDirectory,
-    watch::{self, RING_BYTES, Watch},
+use crate::{
+    cli::watching::Watching,
+    dataplane::{
+        inspect::{EventRow, Place},
+        kernel,
+        pin::PinDirectory,
+        watch::{self, RING_BYTES, Watch},
+    },
 };
 
 /// What came of waiting.
@@ -31,39 +33,26 @@ pub(super) enum Arrival {
     Nothing,
 }
 
-/// How often it says that it still watches, at least.
-const RENEWAL: Duration = Duration::from_secs(1);
-
 /// Waits until the first packet of a connection like this opens a flow or is refused, but no longer than `patience`.
 ///
 /// # Errors
 /// If nothing is pinned there, or there is no place for another one who watches.
 pub(super) fn wait(pin: &PinDirectory, from: Origin, packet: &FirstPacket, patience: Duration) -> Result<Arrival> {
-    let mut watch = Watch::open(pin, watch::bits(watch::reasons()), RING_BYTES)?;
-    let mut tables = kernel::open(pin)?;
-    let mut words = EventWords::read(&tables, dataplane::now())?;
+    let watch = Watch::open(pin, watch::bits(watch::reasons()), RING_BYTES)?;
+    let mut watching = Watching::new(watch, kernel::open(pin)?)?;
     eprintln!("waiting for the packet, {} s at most", patience.as_secs_f64());
-    let (began, mut renewed) = (Instant::now(), Instant::now());
+    let began = Instant::now();
     while let Some(left) = patience.checked_sub(began.elapsed()) {
-        while let Some(event) = watch.next_event() {
-            if !words.know(&event) {
-                words = EventWords::read(&tables, dataplane::now())?;
-            }
-            if let Some(row) = words.tell(&event).filter(|row| is_like(row, from, packet)) {
+        while let Some(row) = watching.next_row()? {
+            if is_like(&row, from, packet) {
                 return Ok(Arrival::Seen(Box::new(row)));
             }
         }
-        let pause = left.min(RENEWAL.saturating_sub(renewed.elapsed()));
-        let mut events = [PollFd::new(watch.as_fd(), PollFlags::POLLIN)];
+        let pause = left.min(watching.due_in());
+        let mut events = [PollFd::new(watching.as_fd(), PollFlags::POLLIN)];
         poll(&mut events, PollTimeout::try_from(pause).unwrap_or(PollTimeout::ZERO))
             .context("cannot wait for events")?;
-        if renewed.elapsed() >= RENEWAL {
-            renewed = Instant::now();
-            if let Some(moved) = watch.renew()? {
-                tables = moved;
-                words = EventWords::read(&tables, dataplane::now())?;
-            }
-        }
+        watching.renew_when_due()?;
     }
     Ok(Arrival::Nothing)
 }
