@@ -22,14 +22,14 @@ pub(super) fn decisions<A: Address>(
     mut policy: Option<String>,
 ) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
-    // Looked up again when it is there, it decides nothing any more.
-    let mut own_flow = lookups
-        .iter()
-        .filter(|lookup| matches!(lookup, Lookup::Flow(of, _) if of == key));
-    let first = own_flow.next();
+    let mut flow_is_told = false;
     for lookup in lookups {
-        if matches!(lookup, Lookup::Flow(..)) && !first.is_some_and(|first| std::ptr::eq(first, lookup)) {
-            continue;
+        if let Lookup::Flow(of, _) = lookup {
+            // Looked up again when it is there, it decides nothing any more; nor do those of others.
+            if of != key || flow_is_told {
+                continue;
+            }
+            flow_is_told = true;
         }
         if matches!(lookup, Lookup::Remembered(..) | Lookup::Endpoint(..)) {
             lines.extend(policy.take());
