@@ -163,8 +163,7 @@ impl KernelMap {
             MapError::OutOfBounds { .. } => return self.full(),
             other => io::Error::other(other),
         };
-        // The kernel's word for a full map is E2BIG.
-        if source.raw_os_error() == Some(libc::E2BIG) {
+        if raw::is_full(&source) {
             return self.full();
         }
         self.kernel_error(source)
@@ -284,7 +283,7 @@ where
             .and_then(|mut map| map.insert(&prefix(key), value, 0));
         inserted.map_err(|error| match error {
             // The kernel's word for a full trie.
-            MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::ENOSPC) => {
+            MapError::SyscallError(error) if raw::is_full(&error.io_error) => {
                 self.0.observer.write_refused(self.0.spec.name);
                 self.0.full()
             }

@@ -14,7 +14,7 @@ use aya_log::EbpfLogger;
 use proxy_common::layout::Plain;
 use tokio::io::unix::AsyncFd;
 
-pub(super) use map::{BytesMap, Update, ring, scan, take};
+pub(super) use map::{BytesMap, Update, is_full, ring, scan, take};
 
 /// A table type as aya takes it.
 #[repr(transparent)]

@@ -75,7 +75,7 @@ impl Pair {
         let mut left = 0;
         for (key, value) in entries {
             match self.to.set(&key, &value, update) {
-                Err(error) if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) => left += 1,
+                Err(error) if raw::is_full(&error) => left += 1,
                 set => {
                     set?;
                 }
@@ -227,7 +227,7 @@ fn add_up_entries<C: Plain + std::iter::Sum>(
     let to = BytesMap::open(&own.map(before.name))?;
     for (key, counters) in counted {
         match to.set(&key, &raw::to_bytes(&counters.into_iter().sum::<C>()), Update::Any) {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::E2BIG)) => {}
+            Err(error) if raw::is_full(&error) => {}
             set => _ = set.with_context(|| format!("table {}", before.name))?,
         }
     }

@@ -52,19 +52,15 @@ where
     let Some(mover) = Mover::<A>::open(older, own, name)? else {
         return Ok(());
     };
-    let (mut left, mut failed) = (0, None);
-    mover
-        .halves
-        .from
-        .scan(&mut |key, _| match mover.copy_established(key) {
-            Ok(true) => {}
-            Ok(false) => left += 1,
-            Err(error) => failed = Some(error),
-        })?;
+    let mut left = 0;
+    let copied = mover.halves.each(|key, _| {
+        left += usize::from(!mover.copy_established(key)?);
+        Ok(())
+    });
     if left > 0 {
         tracing::warn!("table {name} has no room for {left} established connections of the programs before the last");
     }
-    failed.map_or(Ok(()), Err).with_context(|| format!("table {name}"))
+    copied.with_context(|| format!("table {name}"))
 }
 
 /// By what it is told that a flow is over.
@@ -94,13 +90,8 @@ where
     let Some(mover) = Mover::<A>::open(previous, own, name)? else {
         return Ok(());
     };
-    let mut failed = None;
-    mover.halves.from.scan(&mut |key, _| {
-        if let Err(error) = mover.sweep(key, age) {
-            failed = Some(error);
-        }
-    })?;
-    failed.map_or(Ok(()), Err).with_context(|| format!("table {name}"))
+    let swept = mover.halves.each(|key, _| mover.sweep(key, age));
+    swept.with_context(|| format!("table {name}"))
 }
 
 /// Moves all flows that are not over; without room for it, none that did not get anywhere. While the previous generation may still be
@@ -126,24 +117,23 @@ where
     FlowKey<A>: Plain,
     FlowValue<A>: Plain,
 {
-    let Ok(flows) = BytesMap::open(&previous.map(name)) else {
-        return Ok(());
-    };
     let Some(mover) = Mover::<A>::open(previous, own, name)? else {
-        // They stay where they are, until they end.
-        flows.scan(&mut |_, _| pass.left += 1)?;
+        if let Ok(flows) = BytesMap::open(&previous.map(name)) {
+            // They stay where they are, until they end.
+            flows.scan(&mut |_, _| pass.left += 1)?;
+        }
         return Ok(());
     };
-    let mut failed = None;
-    flows.scan(&mut |key, _| match mover.shift(key, last, age) {
-        Ok(true) => pass.moved += 1,
-        Ok(false) => pass.left += 1,
-        Err(error) => {
-            pass.left += 1;
-            failed = Some(error);
+    let shifted = mover.halves.each(|key, _| {
+        // Unless it is.
+        pass.left += 1;
+        if mover.shift(key, last, age)? {
+            pass.left -= 1;
+            pass.moved += 1;
         }
-    })?;
-    failed.map_or(Ok(()), Err).with_context(|| format!("table {name}"))
+        Ok(())
+    });
+    shifted.with_context(|| format!("table {name}"))
 }
 
 /// Whether a flow is too long without packets, or closed for longer than its last ones take.
@@ -192,9 +182,7 @@ where
             return Ok(false);
         }
         if is_over(&half, twin.as_ref(), state, age) || self.room.get() == 0 && state.is_expendable() && !is_young {
-            self.forget(&half)?;
-            twin.map_or(Ok(()), |twin| self.forget(&twin))?;
-            return Ok(true);
+            return self.forget(&half, twin.as_ref()).map(|()| true);
         }
         if self.room.get() == 0 && state.is_expendable() {
             return Ok(false);
@@ -217,14 +205,19 @@ where
         };
         let (twin, state) = self.halves.twin(&half)?;
         if is_over(&half, twin.as_ref(), state, age) {
-            self.forget(&half)?;
-            twin.map_or(Ok(()), |twin| self.forget(&twin))?;
+            self.forget(&half, twin.as_ref())?;
         }
         Ok(())
     }
 
+    /// Removes both halves of a flow from the previous generation's table.
+    fn forget(&self, half: &Half<A>, twin: Option<&Half<A>>) -> io::Result<()> {
+        self.forget_half(half)?;
+        twin.map_or(Ok(()), |twin| self.forget_half(twin))
+    }
+
     /// Removes a half from the previous generation's table, unless a packet has changed it since it was read.
-    fn forget(&self, half: &Half<A>) -> io::Result<()> {
+    fn forget_half(&self, half: &Half<A>) -> io::Result<()> {
         let (from, key) = (&self.halves.from, raw::to_bytes(&half.key));
         let Some(taken) = from.take(&key)? else {
             return Ok(());
@@ -244,7 +237,7 @@ where
             return Ok(true);
         }
         match self.halves.to.set(key, &raw::to_bytes(&half.value), Update::New) {
-            Err(error) if error.raw_os_error() == Some(libc::E2BIG) => Ok(false),
+            Err(error) if raw::is_full(&error) => Ok(false),
             copied => copied.map(|_| true),
         }
     }
@@ -254,7 +247,7 @@ where
         let Halves { from, to, .. } = &self.halves;
         let (key, value) = (raw::to_bytes(&half.key), half.value);
         let inserted = match to.set(&key, &raw::to_bytes(&value), Update::New) {
-            Err(error) if error.raw_os_error() == Some(libc::E2BIG) => return Ok(false),
+            Err(error) if raw::is_full(&error) => return Ok(false),
             inserted => inserted?,
         };
         self.room.set(self.room.get().saturating_sub(1));

@@ -61,6 +61,20 @@ where
         ))
     }
 
+    /// Looks at all entries of the older generation's.
+    ///
+    /// # Errors
+    /// If its table can't be read; when all have been looked at, what the last look failed with that did.
+    pub(super) fn each(&self, mut look: impl FnMut(&[u8], &[u8]) -> io::Result<()>) -> io::Result<()> {
+        let mut failed = None;
+        self.from.scan(&mut |key, value| {
+            if let Err(error) = look(key, value) {
+                failed = Some(error);
+            }
+        })?;
+        failed.map_or(Ok(()), Err)
+    }
+
     /// A value of the older generation's.
     pub(super) fn converted(&self, value: &[u8]) -> Option<FlowValue<A>> {
         let mut value: FlowValue<A> = raw::from_bytes(&self.value.apply(value))?;

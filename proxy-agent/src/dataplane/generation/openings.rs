@@ -74,20 +74,14 @@ where
     FlowKey<A>: Plain,
     FlowValue<A>: Plain,
 {
-    let mut failed = None;
-    halves.from.scan(&mut |key, value| {
+    halves.each(|key, value| {
         let Some(half) = halves.of(key, value) else {
-            return;
+            return Ok(());
         };
         let Half { key, value } = &half;
-        if key.direction != INGRESS || value.flags & OTHERS != 0 {
-            return;
+        if key.direction == INGRESS && value.flags & OTHERS == 0 && halves.twin(&half)?.1.is_expendable() {
+            expendable.push((value.last_seen, *key));
         }
-        match halves.twin(&half) {
-            Ok((_, state)) if state.is_expendable() => expendable.push((value.last_seen, *key)),
-            Ok(_) => {}
-            Err(error) => failed = Some(error),
-        }
-    })?;
-    failed.map_or(Ok(()), Err)
+        Ok(())
+    })
 }

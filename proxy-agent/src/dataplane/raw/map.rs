@@ -54,6 +54,11 @@ struct MapCreate {
     map_flags: u32,
 }
 
+/// Whether a write has failed because the map has no room: the word of hash maps, and that of LPM tries.
+pub(in crate::dataplane) fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC))
+}
+
 /// Beginning of `struct bpf_map_info`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
