@@ -118,6 +118,16 @@ fn home() -> Option<PathBuf> {
     Some(Path::new(root).join(own))
 }
 
+/// Removes all cgroups of this process, which ends without dropping anything; what it started must have ended.
+pub(super) fn abandon() {
+    let mut residence = RESIDENCE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(standing) = residence.take() {
+        // All threads go back with it. What fails here fails again when it is dropped, and is told then.
+        let _ = fs::write(standing.home.join("cgroup.procs"), process::id().to_string());
+        parts(&standing.here).for_each(|part| remove(&part));
+    }
+}
+
 /// Removes the cgroups of processes that were killed.
 fn sweep(home: &Path) {
     let entries = fs::read_dir(home).into_iter().flatten().flatten();
@@ -126,14 +136,19 @@ fn sweep(home: &Path) {
         let process = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
         let is_gone = process.is_some_and(|process| !Path::new("/proc").join(process).exists());
         if is_gone {
-            for part in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
-                // Files can't be removed, and needn't be.
-                let _ = fs::remove_dir(part.path());
+            for part in parts(&entry.path()) {
+                let _ = fs::remove_dir(part);
             }
             // Another process may be sweeping the same one.
             let _ = fs::remove_dir(entry.path());
         }
     }
+}
+
+/// The cgroups of nodes.
+fn parts(path: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir())
 }
 
 /// Removes a cgroup, once the threads in it have ended: they do so a moment after they are joined.

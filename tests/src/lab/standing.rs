@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    Lab,
+    Lab, cgroup,
     owner::{self, Estate},
 };
 
@@ -65,9 +65,15 @@ impl Lab {
             });
             match interrupted {
                 Ok(signal) => {
-                    if let Err(error) = estate.remove() {
+                    // What is being made meanwhile is found by the next attempt.
+                    let removed = estate
+                        .remove()
+                        .or_else(|_| estate.remove())
+                        .or_else(|_| estate.remove());
+                    if let Err(error) = removed {
                         eprintln!("lab: removing {}: {error:#}", estate.prefix());
                     }
+                    cgroup::abandon();
                     process::exit(128 + signal.as_raw_value());
                 }
                 Err(error) => eprintln!("lab: signals are not handled: {error}"),
