@@ -289,7 +289,6 @@ fn enter_slowly<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
         Ok(false) if tables.is_previous(&scratch.key) => Reason::Previous,
         Ok(false) => match first::first_packet::<F, T, E>(tables, environment, scratch)
             .or_else(|reason| first::open_again(tables, environment, scratch, reason))
-            .or_else(|reason| first::open_again(tables, environment, scratch, reason))
         {
             Ok(()) => Reason::NewFlow,
             // An address of the node may be a backend's: of a process in the host's network.

@@ -6,7 +6,7 @@ use super::{
     select::{self, Choice},
 };
 use crate::{
-    layout::{AddressBytes, Opening, ServiceValue, device_flags, flow_flags},
+    layout::{AddressBytes, FlowValue, Opening, ServiceValue, device_flags, flow_flags},
     packet::{Family, UDP, opens_connection},
 };
 
@@ -63,7 +63,10 @@ pub(super) fn open<A: AddressBytes, T: Tables<A>, E: Environment>(
     Ok(())
 }
 
-/// What [`open`] has failed for; or what comes of another attempt, if the table was full and there is room now. (A function of its
+/// How often room is made for a flow in a full table: in a flood other CPUs look for some, too, and take it.
+const ATTEMPTS: u32 = 3;
+
+/// What [`open`] has failed for; or what comes of other attempts, if the table was full and there is room now. (A function of its
 /// own, as frames on the kernel's stack add up.)
 #[inline(never)]
 pub(super) fn open_again<A: AddressBytes, T: Tables<A>, E: Environment>(
@@ -72,18 +75,23 @@ pub(super) fn open_again<A: AddressBytes, T: Tables<A>, E: Environment>(
     scratch: &mut Scratch<A>,
     reason: Reason,
 ) -> Result<(), Reason> {
-    if reason != Reason::FlowTableFull {
-        return Err(reason);
+    let mut opened = Err(reason);
+    for _ in 0..ATTEMPTS {
+        if opened != Err(Reason::FlowTableFull) || !make_room(tables, environment, &scratch.value) {
+            break;
+        }
+        opened = open(tables, environment, scratch);
     }
-    let made = if scratch.value.flags & flow_flags::MASQUERADED != 0 {
+    opened
+}
+
+/// Makes room for a flow with this value.
+#[inline(always)]
+fn make_room<A: AddressBytes, T: Tables<A>, E: Environment>(tables: &T, environment: &E, value: &FlowValue<A>) -> bool {
+    if value.flags & flow_flags::MASQUERADED != 0 {
         eviction::make_room_for_masquerade(tables, environment.now())
     } else {
         tables.make_room(environment.now())
-    };
-    if made {
-        open(tables, environment, scratch)
-    } else {
-        Err(reason)
     }
 }
 

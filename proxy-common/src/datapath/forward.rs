@@ -212,7 +212,6 @@ fn open<F: Hops, T: Tables<F::Address>, E: Routes>(
         entering.value.flags |= flow_flags::EXPRESS;
     }
     first::open(tables, environment, entering)
-        .or_else(|reason| first::open_again(tables, environment, entering, reason))
         .or_else(|reason| first::open_again(tables, environment, entering, reason))?;
     // Its port as the backend sees it may have changed.
     hop.device = 0;
