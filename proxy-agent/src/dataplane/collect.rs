@@ -47,8 +47,23 @@ pub struct Collector {
     sockets_v4: BoxedTable<SocketKey<[u8; 4]>, SocketValue<[u8; 4]>>,
     sockets_v6: BoxedTable<SocketKey<[u8; 16]>, SocketValue<[u8; 16]>>,
     timeouts: Timeouts,
+    /// The last round, by family
+    last: [Round; 2],
     observer: SharedObserver,
 }
+
+/// What a round over a table leaves for the next.
+#[derive(Clone, Copy, Debug, Default)]
+struct Round {
+    /// When it was, in ticks, if the next may be brief: no flow may be looked at again unless the time of some state has run out since
+    at: Option<u32>,
+    /// How many have been brief since one that was not
+    brief: u32,
+}
+
+/// After so many brief rounds comes one that looks at all that was not used lately: a flow that was moved here from other tables may have
+/// had its time before, and who removes entries otherwise may leave some.
+pub const BRIEF: u32 = 15;
 
 impl Collector {
     /// A collector for these tables.
@@ -59,6 +74,7 @@ impl Collector {
             sockets_v4: tables.v4.sockets,
             sockets_v6: tables.v6.sockets,
             timeouts,
+            last: Default::default(),
             observer: observer::nobody(),
         }
     }
@@ -86,13 +102,14 @@ impl Collector {
             began: now,
             ..FlowUsage::default()
         };
+        let [v4, v6] = &mut self.last;
         let left = [
             (
-                collect(&mut *self.v4, &self.timeouts, now, &mut usage)?,
+                collect(&mut *self.v4, &self.timeouts, now, v4, &mut usage)?,
                 self.v4.max_entries(),
             ),
             (
-                collect(&mut *self.v6, &self.timeouts, now, &mut usage)?,
+                collect(&mut *self.v6, &self.timeouts, now, v6, &mut usage)?,
                 self.v6.max_entries(),
             ),
         ];
@@ -267,6 +284,15 @@ impl<A: Address> Found<A> {
     }
 }
 
+/// States of flows.
+const STATES: [State; 5] = [
+    State::Opening,
+    State::Answered,
+    State::Established,
+    State::HalfClosed,
+    State::Closing,
+];
+
 /// How long an entry may be without packets before its flow has to be looked at. A reply half is looked at only when it is
 /// old even if it stands alone: the client's half, which can't tell of answers, speaks for both.
 fn least_timeout<A: Address>(key: &FlowKey<A>, value: &FlowValue<A>, timeouts: &Timeouts) -> u32 {
@@ -277,29 +303,42 @@ fn least_timeout<A: Address>(key: &FlowKey<A>, value: &FlowValue<A>, timeouts: &
     of(State::Opening).min(of(State::Answered)).min(of(State::Closing))
 }
 
+/// Whether the time of some state has run out for an entry since an earlier round. A flow ends when the younger of its halves comes to the
+/// time of its state, and without packets neither changes: in between there is nothing to see.
+fn ran_out<A: Address>(key: &FlowKey<A>, value: &FlowValue<A>, timeouts: &Timeouts, since: u32, now: u32) -> bool {
+    let silence = |at: u32| at.saturating_sub(value.last_seen);
+    let mut times = STATES.iter().map(|state| state.timeout(key.protocol, timeouts));
+    times.any(|time| silence(since) <= time && time < silence(now))
+}
+
 fn collect<A: Address>(
     flows: Flows<'_, A>,
     timeouts: &Timeouts,
     now: Duration,
+    last: &mut Round,
     usage: &mut FlowUsage,
 ) -> Result<u64, TableError> {
     let now = tick(now);
     let pressed = pressed(timeouts);
+    // One that fails leaves nothing.
+    let Round { at, brief } = std::mem::take(last);
+    let since = at.filter(|_| brief < BRIEF);
     // What was used lately stays whatever its state: most flows need no look at their other half.
     let (mut idle, mut entries) = (Vec::new(), 0);
     flows.scan(&mut |key, value| {
         entries += 1;
-        if now.saturating_sub(value.last_seen) <= least_timeout(&key, &value, &pressed) {
-            note(&key, &value, usage);
-        } else {
+        let may_be_over = match since {
+            Some(since) => ran_out(&key, &value, timeouts, since, now),
+            None => now.saturating_sub(value.last_seen) > least_timeout(&key, &value, &pressed),
+        };
+        if may_be_over {
             idle.push(key);
+        } else {
+            note(&key, &value, usage);
         }
     })?;
-    let timeouts = if is_pressed(entries, flows.max_entries()) {
-        &pressed
-    } else {
-        timeouts
-    };
+    let is_pressed = is_pressed(entries, flows.max_entries());
+    let timeouts = if is_pressed { &pressed } else { timeouts };
     let before = usage.removed;
     for key in idle {
         // Gone with another entry of its flow, maybe.
@@ -312,12 +351,16 @@ fn collect<A: Address>(
             note(&key, &value, usage);
         }
     }
-    Ok(entries - (usage.removed - before).min(entries))
+    // Under pressure other times hold, and many flows are over by them that were not before.
+    last.at = (!is_pressed).then_some(now);
+    last.brief = since.map_or(0, |_| brief + 1);
+    let left = entries - (usage.removed - before).min(entries);
+    usage.kept += left;
+    Ok(left)
 }
 
 /// A hook looks at both addresses of a packet: either may be the one that the filter has to let through.
 fn note<A: Address>(key: &FlowKey<A>, value: &FlowValue<A>, usage: &mut FlowUsage) {
-    usage.kept += 1;
     usage.services.insert(value.service);
     let bits = if key.direction == INGRESS {
         &mut usage.frontend_bits

@@ -1,3 +1,5 @@
+use proptest::{collection::vec, prelude::*};
+
 use super::*;
 use crate::dataplane::memory::Memory;
 
@@ -11,11 +13,21 @@ fn at(tick: u32) -> Duration {
 }
 
 fn insert(memory: &Memory, protocol: u8, last_seen: (u32, u32), history: (u8, u8)) -> [FlowKey<[u8; 4]>; 2] {
-    let key = FlowKey::new(INGRESS, protocol, CLIENT, FRONTEND);
+    insert_from(memory, CLIENT.1, protocol, last_seen, history)
+}
+
+fn insert_from(
+    memory: &Memory,
+    port: u16,
+    protocol: u8,
+    last_seen: (u32, u32),
+    history: (u8, u8),
+) -> [FlowKey<[u8; 4]>; 2] {
+    let key = FlowKey::new(INGRESS, protocol, (CLIENT.0, port), FRONTEND);
     let value = FlowValue {
         address: BACKEND.0,
         port: BACKEND.1,
-        other_port: CLIENT.1,
+        other_port: port,
         service: 3,
         last_seen: last_seen.0,
         history: history.0,
@@ -186,4 +198,83 @@ fn usage_names_services_and_filter_bits() {
     assert!(usage.backend_bits.contains(&bit_of(&BACKEND.0)));
     // Masquerade at the backend's egress is found by the destination.
     assert!(usage.backend_bits.contains(&bit_of(&CLIENT.0)));
+}
+
+/// A packet between two rounds: whose, how long after the first, whether it is an answer, and what it adds to the history.
+type Packet = (u16, u32, bool, u8);
+
+/// A packet opens a flow, or changes one of its halves.
+fn pass(memory: &Memory, (client, at, is_answer, seen): Packet) {
+    let protocol = [6, 17][usize::from(client % 2)];
+    let key = FlowKey::new(INGRESS, protocol, (CLIENT.0, 1000 + client), FRONTEND);
+    let mut flows = memory.v4.flows.clone();
+    let Some(value) = flows.get(&key).expect("readable") else {
+        insert_from(memory, 1000 + client, protocol, (at, at), (seen, 0));
+        return;
+    };
+    let half = if is_answer { flow::twin_key(&key, &value) } else { key };
+    let mut value = flows.get(&half).expect("readable").expect("both halves");
+    value.last_seen = at;
+    value.history |= seen;
+    flows.insert(&half, &value).expect("room");
+}
+
+proptest! {
+    /// A round that looks only at what may have run out since the last removes what one that looks at all would.
+    #[test]
+    fn brief_rounds_miss_nothing(
+        rounds in vec(
+            (prop_oneof![1..70_u32, 1000..90_000_u32], vec((0..8_u16, 0..60_u32, any::<bool>(), 0..32_u8), 0..4)),
+            1..40,
+        )
+    ) {
+        let [brief, full] = [(); 2].map(|()| Memory::default());
+        let mut collector = Collector::new(brief.tables(), Timeouts::DEFAULT);
+        let mut now = 1000;
+        for (ticks, packets) in rounds {
+            for (client, after, is_answer, seen) in packets {
+                for memory in [&brief, &full] {
+                    pass(memory, (client, now + after.min(ticks), is_answer, seen));
+                }
+            }
+            now += ticks;
+            let usage = collector.collect(at(now)).expect("readable");
+            let expected = collected(&full, now);
+            let sorted = |memory: &Memory| {
+                let mut entries = memory.v4.flows.entries().expect("readable");
+                entries.sort_by_key(|(key, _)| (key.direction, key.source_port, key.destination_port));
+                entries
+            };
+            prop_assert_eq!(sorted(&brief), sorted(&full));
+            prop_assert_eq!((usage.kept, usage.removed), (expected.kept, expected.removed));
+        }
+    }
+}
+
+/// Most rounds see an idle flow's entries only pass by.
+#[test]
+fn idle_flows_are_looked_up_when_a_time_runs_out() {
+    let memory = Memory::default();
+    let keys = insert(
+        &memory,
+        6,
+        (1000, 1000),
+        (history::SEEN | history::CONFIRMED, history::SEEN),
+    );
+    let timeouts = Timeouts::DEFAULT;
+    let due: Vec<_> = (0..=timeouts.tcp_established)
+        .step_by(60)
+        .filter(|silence| {
+            let value = memory.v4.flows.get(&keys[0]).expect("readable").expect("a half");
+            ran_out(&keys[0], &value, &timeouts, 1000 + silence, 1060 + silence)
+        })
+        .collect();
+    let times = [
+        timeouts.tcp_answered,
+        timeouts.tcp_opening,
+        timeouts.tcp_half_closed,
+        timeouts.tcp_established,
+    ];
+    assert_eq!(timeouts.tcp_closing, timeouts.tcp_opening);
+    assert_eq!(due, times.map(|time| time / 60 * 60));
 }
