@@ -8,6 +8,8 @@ use std::{
     io,
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     path::Path,
+    thread,
+    time::Duration,
 };
 
 use aya_log::EbpfLogger;
@@ -125,6 +127,19 @@ fn address<T: ?Sized>(pointer: *mut T) -> u64 {
 
 fn size<T>() -> u32 {
     u32::try_from(size_of::<T>()).expect("structures of the kernel are small")
+}
+
+/// Waits until every program that runs now has ended: they are readers of RCU, which `membarrier(2)` waits for
+/// (`kernel/sched/membarrier.c`).
+pub(super) fn wait_for_programs() {
+    /// `enum membarrier_cmd` (include/uapi/linux/membarrier.h)
+    const GLOBAL: libc::c_int = 1;
+    // SAFETY: the call takes no memory.
+    let waited = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) };
+    if waited != 0 {
+        // Not offered where CPUs are without a tick (nohz_full): this is longer than any program runs.
+        thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Has the allocator of glibc keep little that is free: what is large gets pages of its own, which go back with it, and threads

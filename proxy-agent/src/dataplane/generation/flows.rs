@@ -1,9 +1,10 @@
 //! Moving flows from the previous generation's tables to this one's while packets pass.
 //!
 //! An entry is in one of the two tables at least, and the programs look into this generation's first: so a flow is never without
-//! one. Its halves may be in different tables for a moment, for each finds its way by itself.
+//! one. For a program that has not found it there just before it came, it stays in the other until that program has ended. Its halves may
+//! be in different tables for a moment, for each finds its way by itself.
 
-use std::{cell::Cell, io};
+use std::{cell::Cell, collections::HashSet, io};
 
 use anyhow::{Context as _, Result};
 use proxy_common::{
@@ -124,16 +125,23 @@ where
         }
         return Ok(());
     };
+    let mut copied = Copied::default();
     let shifted = mover.halves.each(|key, _| {
         // Unless it is.
         pass.left += 1;
-        if mover.shift(key, last, age)? {
+        if mover.shift(key, last, age, &mut copied)? {
             pass.left -= 1;
             pass.moved += 1;
         }
-        Ok(())
+        if copied.halves.len() >= BATCH {
+            mover.settle(&mut copied)
+        } else {
+            Ok(())
+        }
     });
-    shifted.with_context(|| format!("table {name}"))
+    shifted
+        .and_then(|()| mover.settle(&mut copied))
+        .with_context(|| format!("table {name}"))
 }
 
 /// Whether a flow is too long without packets, or closed for longer than its last ones take.
@@ -141,6 +149,25 @@ fn is_over<A: Address>(half: &Half<A>, twin: Option<&Half<A>>, state: State, age
     let twin = twin.map(|twin| &twin.value);
     flow::is_expired(half.key.protocol, &half.value, twin, age.now, &age.timeouts)
         || state == State::Closing && !flow::is_young(&half.value, twin, age.now)
+}
+
+/// How many halves are in both tables at a time: to wait for programs takes some 20 ms.
+const BATCH: usize = 1 << 14;
+
+/// Halves that are in both tables.
+struct Copied<A> {
+    /// They, and whether this generation had none under the key before
+    halves: Vec<(Half<A>, bool)>,
+    keys: HashSet<FlowKey<A>>,
+}
+
+impl<A> Default for Copied<A> {
+    fn default() -> Self {
+        Self {
+            halves: Vec::new(),
+            keys: HashSet::new(),
+        }
+    }
 }
 
 struct Mover<A> {
@@ -168,13 +195,16 @@ where
         }))
     }
 
-    /// Moves the flow of an entry, both halves; `false` if it has to stay. One half alone would tell little of the flow to
+    /// Begins to move the flow of an entry, both halves; `false` if it has to stay. One half alone would tell little of the flow to
     /// eviction and to the collector, which look into this generation's table.
-    fn shift(&self, key: &[u8], last: bool, age: Age) -> io::Result<bool> {
+    fn shift(&self, key: &[u8], last: bool, age: Age, copied: &mut Copied<A>) -> io::Result<bool> {
         let Some(half) = self.halves.half(key)? else {
             // Moved with its twin, or over.
             return Ok(true);
         };
+        if copied.keys.contains(&half.key) {
+            return Ok(true);
+        }
         let (twin, state) = self.halves.twin(&half)?;
         let is_young = flow::is_young(&half.value, twin.map(|twin| twin.value).as_ref(), age.now);
         let unresolved = |half: &Half<A>| half.value.flags & UNRESOLVED != 0;
@@ -191,7 +221,7 @@ where
         let mut halves = [Some(half), twin];
         halves.sort_by_key(|half| half.is_some_and(|half| half.value.flags & REPLY == 0));
         for half in halves.into_iter().flatten() {
-            if !self.shift_half(&half)? {
+            if !self.copy(half, copied)? {
                 return Ok(false);
             }
         }
@@ -210,22 +240,26 @@ where
         Ok(())
     }
 
-    /// Removes both halves of a flow from the previous generation's table.
+    /// Removes both halves of a flow from the previous generation's table, unless a packet has changed the first.
     fn forget(&self, half: &Half<A>, twin: Option<&Half<A>>) -> io::Result<()> {
-        self.forget_half(half)?;
-        twin.map_or(Ok(()), |twin| self.forget_half(twin))
+        let forgotten = self.forget_half(half)?;
+        match twin {
+            Some(twin) if forgotten => self.forget_half(twin).map(drop),
+            _ => Ok(()),
+        }
     }
 
-    /// Removes a half from the previous generation's table, unless a packet has changed it since it was read.
-    fn forget_half(&self, half: &Half<A>) -> io::Result<()> {
+    /// Removes a half from the previous generation's table, unless a packet has changed it since it was read; whether it is gone.
+    fn forget_half(&self, half: &Half<A>) -> io::Result<bool> {
         let (from, key) = (&self.halves.from, raw::to_bytes(&half.key));
         let Some(taken) = from.take(&key)? else {
-            return Ok(());
+            return Ok(true);
         };
-        if self.halves.converted(&taken) != Some(half.value) {
+        let forgotten = self.halves.converted(&taken) == Some(half.value);
+        if !forgotten {
             from.set(&key, &taken, Update::New)?;
         }
-        Ok(())
+        Ok(forgotten)
     }
 
     /// Copies an entry if its flow is established; `false` if there is no room.
@@ -242,22 +276,41 @@ where
         }
     }
 
-    /// Moves one half; `false` if there is no room.
-    fn shift_half(&self, half: &Half<A>) -> io::Result<bool> {
-        let Halves { from, to, .. } = &self.halves;
-        let (key, value) = (raw::to_bytes(&half.key), half.value);
-        let inserted = match to.set(&key, &raw::to_bytes(&value), Update::New) {
+    /// Copies one half; `false` if there is no room.
+    fn copy(&self, half: Half<A>, copied: &mut Copied<A>) -> io::Result<bool> {
+        let (key, value) = (raw::to_bytes(&half.key), raw::to_bytes(&half.value));
+        let inserted = match self.halves.to.set(&key, &value, Update::New) {
             Err(error) if raw::is_full(&error) => return Ok(false),
             inserted => inserted?,
         };
         self.room.set(self.room.get().saturating_sub(1));
-        // A packet may have changed it since it was read.
+        copied.keys.insert(half.key);
+        copied.halves.push((half, inserted));
+        Ok(true)
+    }
+
+    /// Takes what is copied out of the previous generation's table, when no program looks there any more that has not found it here.
+    fn settle(&self, copied: &mut Copied<A>) -> io::Result<()> {
+        if copied.halves.is_empty() {
+            return Ok(());
+        }
+        raw::wait_for_programs();
+        let Copied { halves, .. } = std::mem::take(copied);
+        halves
+            .iter()
+            .try_for_each(|(half, inserted)| self.take(half, *inserted))
+    }
+
+    /// Takes one half out of the previous generation's table, and what packets have changed there since it was copied.
+    fn take(&self, half: &Half<A>, inserted: bool) -> io::Result<()> {
+        let Halves { from, to, .. } = &self.halves;
+        let key = raw::to_bytes(&half.key);
         let Some(value) = from.take(&key)?.and_then(|value| self.halves.converted(&value)) else {
-            return Ok(true);
+            return Ok(());
         };
         let present = to.get(&key)?;
         let Some(present) = present.and_then(|present| raw::from_bytes::<FlowValue<A>>(&present)) else {
-            return Ok(true);
+            return Ok(());
         };
         let settled = if same_rewrite(&present, &value) {
             FlowValue {
@@ -265,7 +318,8 @@ where
                 last_seen: present.last_seen.max(value.last_seen),
                 ..present
             }
-        } else if inserted {
+        } else if inserted && same_rewrite(&present, &half.value) {
+            // The previous programs had just opened another flow.
             value
         } else {
             // Another flow has the key here, and counts.
@@ -274,6 +328,6 @@ where
         if settled != present {
             to.set(&key, &raw::to_bytes(&settled), Update::Present)?;
         }
-        Ok(true)
+        Ok(())
     }
 }
