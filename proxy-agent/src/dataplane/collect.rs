@@ -262,24 +262,33 @@ impl<A: Address> Found<A> {
         flow::is_expired(self.key.protocol, &self.value, self.twin.as_ref(), now, timeouts)
     }
 
-    /// Removes all entries, if no packet has used them since they were looked up: a client may open another flow from the same
-    /// port. If that is interrupted, the client's half is left to tell of the flow.
+    /// Removes all entries, unless a packet has used the flow since it was looked up. The client's half goes first: what it sends from then
+    /// on opens a flow, from the same port maybe, and what that has written is not what was looked up. (Were the masquerade to go first, a
+    /// datagram on its way from the one hook to the other would leave without.) An interrupted removal leaves halves that the next round
+    /// ends.
     fn remove(&self, flows: Flows<'_, A>) -> Result<u64, TableError> {
-        let mut removed = 0;
         let middle = flow::masquerade_key(&self.key, &self.value);
-        if self.value.flags & flow_flags::MASQUERADE == 0
-            && let Some(masquerade) = Self::pair(flows, &middle)?
-            && masquerade.value.flags & flow_flags::MASQUERADE != 0
-        {
-            removed += masquerade.remove(flows)?;
+        let masquerade = if self.value.flags & flow_flags::MASQUERADE == 0 {
+            Self::pair(flows, &middle)?.filter(|pair| pair.value.flags & flow_flags::MASQUERADE != 0)
+        } else {
+            None
+        };
+        if self.twin.is_some() && flows.get(&self.twin_key)? != self.twin {
+            return Ok(0);
         }
-        if let Some(twin) = self.twin {
-            if !flows.remove_if(&self.twin_key, &|value| *value == twin)? {
-                return Ok(removed);
+        let mut removed = 0;
+        if !self.is_lost {
+            if !flows.remove_if(&self.key, &|value| *value == self.value)? {
+                return Ok(0);
             }
             removed += 1;
         }
-        removed += u64::from(!self.is_lost && flows.remove_if(&self.key, &|value| *value == self.value)?);
+        if let Some(masquerade) = masquerade {
+            removed += masquerade.remove(flows)?;
+        }
+        if let Some(twin) = self.twin {
+            removed += u64::from(flows.remove_if(&self.twin_key, &|value| *value == twin)?);
+        }
         Ok(removed)
     }
 }

@@ -110,11 +110,9 @@ fn a_flow_that_was_opened_anew_stays() {
     assert_eq!(found.remove(&mut flows).expect("writable"), 2);
 }
 
-/// A masquerade and its flow go together, whichever of their entries was used last.
-#[test]
-fn masquerade_goes_with_its_flow() {
-    let memory = Memory::default();
-    let [key, _] = insert(&memory, 17, (1000, 1000), (history::SEEN, 0));
+/// A masqueraded flow over UDP: its key.
+fn insert_masqueraded(memory: &Memory) -> FlowKey<[u8; 4]> {
+    let [key, _] = insert(memory, 17, (1000, 1000), (history::SEEN, 0));
     let mut flows = memory.v4.flows.clone();
     let mut value = flows.get(&key).expect("readable").expect("a flow");
     value.flags |= flow_flags::MASQUERADED;
@@ -137,10 +135,32 @@ fn masquerade_goes_with_its_flow() {
     ] {
         flows.insert(&key, &value).expect("room");
     }
+    key
+}
+
+/// A masquerade and its flow go together, whichever of their entries was used last.
+#[test]
+fn masquerade_goes_with_its_flow() {
+    let memory = Memory::default();
+    insert_masqueraded(&memory);
     let end = 1000 + Timeouts::DEFAULT.udp_opening;
     assert_eq!(collected(&memory, end).removed, 0);
     assert_eq!(collected(&memory, end + 1).removed, 4);
     assert_eq!(left(&memory), 0);
+}
+
+/// A datagram that has passed the one hook must find the masquerade at the other.
+#[test]
+fn a_flow_that_is_used_again_keeps_its_masquerade() {
+    let memory = Memory::default();
+    let key = insert_masqueraded(&memory);
+    let mut flows = memory.v4.flows.clone();
+    let found = Found::flow(&mut flows, &key).expect("readable").expect("a flow");
+    let mut value = found.value;
+    value.last_seen = 2000;
+    flows.insert(&key, &value).expect("room");
+    assert_eq!(found.remove(&mut flows).expect("writable"), 0);
+    assert_eq!(left(&memory), 4);
 }
 
 /// Two flows had the same ports one after the other: what is left of the first must not take the second with it.
