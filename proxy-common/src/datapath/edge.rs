@@ -141,10 +141,8 @@ pub fn egress_fast<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     environment: &E,
 ) -> Option<Outcome> {
     let length = packet.length();
-    let mut reason = leave::<F, P, T, E>(packet, tables, environment)?;
-    if matches!(reason, Reason::Unrelated | Reason::OtherProtocol) {
-        reason = host_packet::<F, P, T, E>(packet, tables, environment, reason);
-    }
+    let reason = leave::<F, P, T, E>(packet, tables, environment)?;
+    let reason = host_packet::<F, P, T, E>(packet, tables, environment, reason);
     let outcome = settle::<F, P, T, E>(packet, tables, environment, (EGRESS, length), reason);
     Some(outcome)
 }
@@ -158,15 +156,13 @@ pub fn egress_slow<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
 ) -> Outcome {
     let length = packet.length();
     let reason = tables.with_scratch(|scratch| leave_slowly::<F, P, T, E>(packet, tables, environment, scratch));
-    let mut reason = reason.unwrap_or(Reason::RewriteFailed);
-    if matches!(reason, Reason::Unrelated | Reason::OtherProtocol) {
-        reason = host_packet::<F, P, T, E>(packet, tables, environment, reason);
-    }
+    let reason = reason.unwrap_or(Reason::RewriteFailed);
+    let reason = host_packet::<F, P, T, E>(packet, tables, environment, reason);
     settle::<F, P, T, E>(packet, tables, environment, (EGRESS, length), reason)
 }
 
-/// A packet that leaves the node and is of no flow, by this reason: it may be one that a process of the node has sent to a
-/// frontend.
+/// The reason of a packet that leaves the node: one that is of no flow, by this reason, may be one that a process of the node has sent
+/// to a frontend.
 #[inline(always)]
 fn host_packet<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     packet: &P,
@@ -174,6 +170,9 @@ fn host_packet<F: Family, P: Packet, T: Tables<F::Address>, E: Environment>(
     environment: &E,
     reason: Reason,
 ) -> Reason {
+    if !matches!(reason, Reason::Unrelated | Reason::OtherProtocol) {
+        return reason;
+    }
     let Some(Addresses { source, destination }) = F::addresses(packet) else {
         return Reason::Malformed;
     };
